@@ -1,0 +1,4 @@
+"""Structured pruning for PyTorch: whole filters and channels out of any network, proved right."""
+
+from structprune import demo
+from structprune.api import plan_pruning, prune_model, trace

@@ -1,0 +1,210 @@
+"""The public calls: the way of the data from a model to a smaller one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from torch import nn
+from typing_extensions import Unpack
+
+from structprune.errors import NothingToPruneError, UntracedParameterError
+from structprune.graph.groups import DependencyGraph
+from structprune.graph.replica import named_tensors
+from structprune.graph.session import Session, check_model
+from structprune.graph.slices import Mask
+from structprune.plan.budget import Selection, eligible_groups, select
+from structprune.plan.importance import l2_scores
+from structprune.plan.options import Granularity, PruningOptions, Ratio, Settings, read_settings
+from structprune.plan.plan import GroupPlan, Plan
+from structprune.resolve.resolution import Resolved, resolve
+
+
+def prune_model(
+    model: nn.Module,
+    ratio: Ratio,
+    granularity: Granularity = "filter",
+    *,
+    example_inputs: Any = None,
+    inplace: bool = False,
+    **options: Unpack[PruningOptions],
+) -> nn.Module:
+    """Remove the weakest channels of a model for good, by weight magnitude, without data.
+
+    Args:
+        model: Any network of PyTorch operators. It is not changed unless ``inplace``.
+        ratio: Share of channels to remove of every layer, in [0, 1), or a dict from module pattern
+            to share; layers that no pattern names stay whole.
+        granularity: ``"filter"`` removes filters whose output stays inside a block, ``"channel"``
+            also those that ride a residual stream, the same in every layer that shares the stream.
+        example_inputs: What the model takes: a tensor, a tuple of arguments, a dict of keyword
+            arguments, a list of such calls, or a callable ``model -> output``. Only shapes and
+            integers matter. Inferred if it is not given.
+        inplace: Cut ``model`` itself; its parameters stay the same objects.
+        **options: See :class:`~structprune.plan.options.PruningOptions`.
+
+    Returns:
+        The pruned model, an ordinary module of the same class. With ratio 0 an equal copy.
+
+    Raises:
+        StructPruneError: A subclass says what was wrong; the model is as it was.
+
+    Example:
+        >>> import structprune
+        >>> small = structprune.prune_model(structprune.demo.resnet50(), 0.5)
+        >>> small.fc.in_features
+        2048
+    """
+    plan = plan_pruning(model, ratio, granularity, example_inputs=example_inputs, **options)
+    return plan.apply(model, inplace=inplace)
+
+
+def plan_pruning(
+    model: nn.Module,
+    ratio: Ratio,
+    granularity: Granularity = "filter",
+    *,
+    example_inputs: Any = None,
+    **options: Unpack[PruningOptions],
+) -> Plan:
+    """Decide what :func:`prune_model` would remove, and change nothing.
+
+    The arguments are those of :func:`prune_model`.
+
+    Returns:
+        An immutable plan that can be printed, stored as JSON and applied.
+
+    Raises:
+        StructPruneError: A subclass says what was wrong.
+
+    Example:
+        >>> import structprune
+        >>> plan = structprune.plan_pruning(structprune.demo.resnet50(), 0.5, round_to=1)
+        >>> plan.params
+        (25557032, 12367880)
+    """
+    check_model(model)
+    settings = read_settings(ratio, granularity, list(named_tensors(model)), options)
+    session = Session(model, example_inputs)
+
+    def choose(graph: DependencyGraph) -> Mask:
+        return _select(model, graph, settings).present
+
+    resolved = resolve(session, choose)
+    selection = _select(model, resolved.graph, settings)
+    plan = _plan(model, resolved, selection, settings)
+    if not plan.kept and _asks_for_something(settings):
+        raise NothingToPruneError(_nothing(plan, settings))
+    if plan.kept and not settings.allow_untraced:
+        _check_untraced(plan, resolved.graph)
+    return plan
+
+
+def trace(model: nn.Module, example_inputs: Any = None) -> DependencyGraph:
+    """Find out which slices of a model's tensors can only leave together, and which must stay.
+
+    Args:
+        model: Any network of PyTorch operators; it is not changed.
+        example_inputs: As for :func:`prune_model`.
+
+    Returns:
+        The graph: ``.groups``, ``.frozen``, ``.unknown_operators``, ``.explain(name)``, and a summary as text.
+
+    Raises:
+        StructPruneError: A subclass says what was wrong.
+    """
+    check_model(model)
+    settings = Settings(0.5, "channel", round_to=1, keep_representation=False)
+
+    def choose(graph: DependencyGraph) -> Mask:
+        # Any channels will do to find out what can go; regular ones would hide misalignments.
+        scores = np.random.default_rng(0).random(graph.space.size)
+        return select(graph, settings, scores).present
+
+    return resolve(Session(model, example_inputs), choose).graph
+
+
+def _select(model: nn.Module, graph: DependencyGraph, settings: Settings) -> Selection:
+    eligible = eligible_groups(graph, settings)
+    scores = l2_scores(model, graph, (graph.groups[i] for i in eligible))
+    return select(graph, settings, scores)
+
+
+def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: Settings) -> Plan:
+    graph, cut = resolved.graph, resolved.cut
+    tensors = named_tensors(model)
+    parameters = {n: t for n, t in tensors.items() if isinstance(t, nn.Parameter)}
+    left = 0
+    for name, parameter in parameters.items():
+        size = 1
+        for dim, extent in enumerate(parameter.shape):
+            size *= len(cut.kept.get(name, {}).get(dim, range(extent)))
+        left += size
+    floored = [f"{name}: the ratio would empty it, it keeps its last channels" for name in selection.floored]
+    return Plan(
+        model=type(model).__name__,
+        settings=_plain(settings),
+        shapes={name: tuple(t.shape) for name, t in tensors.items()},
+        kept={n: {d: tuple(i.tolist()) for d, i in dims.items()} for n, dims in cut.kept.items()},
+        attributes=cut.attributes,
+        groups=tuple(
+            GroupPlan(
+                group.name,
+                tuple(p.name for p in group.producers),
+                group.role,
+                group.width,
+                selection.removed.get(group.index, 0),
+                selection.skipped.get(group.index, ""),
+            )
+            for group in graph.groups
+        ),
+        notes=(*graph.notes, *floored),
+        params=(sum(p.numel() for p in parameters.values()), left),
+        macs=(graph.records[0].macs, resolved.macs),
+    )
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON has them."""
+    plain = asdict(settings)
+    plain["ratio"] = dict(settings.ratio) if isinstance(settings.ratio, Mapping) else settings.ratio
+    return {**plain, "ignore": list(settings.ignore)}
+
+
+def _asks_for_something(settings: Settings) -> bool:
+    shares = settings.ratio.values() if isinstance(settings.ratio, Mapping) else [settings.ratio]
+    return any(share > 0 for share in shares)
+
+
+def _nothing(plan: Plan, settings: Settings) -> str:
+    reasons = [f"{g.name}: {g.reason or 'too narrow for this ratio and round_to'}" for g in plan.groups]
+    shown = "\n  ".join(reasons[:8]) or "no layer produces channels"
+    more = f"\n  and {len(reasons) - 8} more" if len(reasons) > 8 else ""
+    ways = []
+    if settings.granularity == "filter":
+        ways.append('granularity="channel"')
+    if settings.keep_representation:
+        ways.append("keep_representation=False")
+    if settings.round_to != 1:
+        ways.append("round_to=1")
+    advice = f" Options that allow more: {', '.join([*ways, 'a larger ratio'])}."
+    return f"Not one channel of this {plan.model} can be removed with these options:\n  {shown}{more}\n{advice.strip()}"
+
+
+def _check_untraced(plan: Plan, graph: DependencyGraph) -> None:
+    """An unread parameter of a size that changes may belong to code that the examples did not reach."""
+    cut_sizes = {plan.shapes[name][dim] for name, dims in plan.kept.items() for dim in dims}
+    lost = [
+        name
+        for name in graph.untouched
+        if name not in plan.kept and any(size in cut_sizes and size > 1 for size in plan.shapes[name])
+    ]
+    if lost:
+        shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        raise UntracedParameterError(
+            f"No traced forward read {shown}, whose sizes occur among those that would be cut: code that reads them "
+            "later could break. Give example_inputs that reach them (a list of calls takes several), or "
+            "allow_untraced=True if nothing reads them."
+        )

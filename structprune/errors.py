@@ -1,0 +1,55 @@
+"""The errors of structprune: one tree, every message says what, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "InputError",
+    "ModelError",
+    "NothingToPruneError",
+    "OptionError",
+    "PlanError",
+    "StructPruneError",
+    "TraceError",
+    "UntracedParameterError",
+]
+
+
+class StructPruneError(Exception):
+    """Base of every error that structprune raises on purpose."""
+
+
+class OptionError(StructPruneError, ValueError):
+    """An option has a value that cannot be used: a ratio, a granularity, a pattern, a multiple."""
+
+
+class ModelError(StructPruneError):
+    """The model cannot be pruned as it stands: no parameter, lazy, quantised, overlapping storage."""
+
+
+class InputError(StructPruneError):
+    """Example inputs are missing, cannot be inferred, or have a type that cannot be passed on."""
+
+
+class TraceError(StructPruneError):
+    """The model's forward could not be followed with the example inputs."""
+
+
+class UntracedParameterError(TraceError):
+    """A parameter that no traced forward read has a size that the cut would change."""
+
+
+class NothingToPruneError(StructPruneError):
+    """Not one channel can be removed with these options; the message lists the reasons."""
+
+
+class PlanError(StructPruneError):
+    """A plan does not fit the model, was applied already, or its JSON cannot be read."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ", did you mean …?" for the names nearest to ``name``, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f", did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

@@ -1,0 +1,314 @@
+"""Groups of channels: what each layer produces, the role it plays, and why some of it must stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from structprune.errors import OptionError, nearest
+from structprune.graph.record import Node, Record
+from structprune.graph.slices import Axis, Coupling, Ids, Mask, SliceSpace
+
+RESIDUAL = "residual stream"
+REPRESENTATION = "representation"
+BLOCK = "inside a block"
+FROZEN = "frozen"
+
+
+@dataclass(frozen=True, eq=False)
+class Producer:
+    """A weight operand whose dimension ``dim`` gives a contraction's output its channels.
+
+    ``record`` and ``source`` say where the operand was made, so that its values can be computed
+    where it is not a parameter itself (weight normalisation).
+    """
+
+    name: str
+    ids: Ids
+    record: Record
+    source: tuple[int, int]
+    dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The channels that one layer, or several tied ones, produce.
+
+    Attributes:
+        index: Place in :attr:`DependencyGraph.groups`.
+        producers: The weights that produce them.
+        channels: One id per channel, in the order of the first producer.
+        role: ``"inside a block"``, ``"residual stream"``, ``"representation"`` or ``"frozen"``.
+        reasons: Why channels of it are frozen, each reason once.
+    """
+
+    index: int
+    producers: tuple[Producer, ...]
+    channels: Ids
+    role: str
+    reasons: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The first producing weight."""
+        return self.producers[0].name
+
+    @property
+    def width(self) -> int:
+        """Number of channels."""
+        return len(self.channels)
+
+    def __str__(self) -> str:
+        more = f" and {len(self.producers) - 1} more" if len(self.producers) > 1 else ""
+        why = f": {self.reasons[0]}" if self.role == FROZEN and self.reasons else ""
+        return f"{self.name}{more}: {self.width} channels, {self.role}{why}"
+
+
+class DependencyGraph:
+    """Which slices of which tensors can only leave together, and the groups that they form.
+
+    Attributes:
+        records: The traced forwards, one per mode that runs.
+        notes: What the user should know about the trace.
+    """
+
+    def __init__(
+        self, model: str, space: SliceSpace, coupling: Coupling, records: Sequence[Record], notes: Sequence[str]
+    ) -> None:
+        self.model = model
+        self.space = space
+        self.records = tuple(records)
+        self.notes = tuple(notes)
+        self._coupling = coupling
+        self._freeze_lost_channels()
+
+    @cached_property
+    def roots(self) -> Ids:
+        """For every slice id the id that stands for its channel."""
+        return self._coupling.roots()
+
+    @cached_property
+    def _reasons(self) -> tuple[Ids, list[str]]:
+        return self._coupling.reasons()
+
+    @cached_property
+    def stuck(self) -> Mask:
+        """For every slice id whether it must stay."""
+        return self._reasons[0] >= 0
+
+    @cached_property
+    def residual(self) -> Mask:
+        """For every slice id whether its channel rides a residual addition."""
+        return self._spread(ids for record in self.records for ids in _residual_additions(record))
+
+    @cached_property
+    def representation(self) -> Mask:
+        """For every slice id whether the last contractions before the outputs read its channel."""
+        return self._spread(ids for ids, _ in _walk_back(self.records[0], reductions=False))
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups, in the order in which their layers ran."""
+        return tuple(self._groups())
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """The groups of which no channel may go, by producing weight, with the reason."""
+        return {g.name: g.reasons[0] for g in self.groups if g.role == FROZEN}
+
+    @property
+    def unknown_operators(self) -> dict[str, int]:
+        """Operators without a rule that labelled tensors met, with the number of calls."""
+        total: dict[str, int] = {}
+        for record in self.records:
+            for name, count in record.unknown.items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    @cached_property
+    def untouched(self) -> tuple[str, ...]:
+        """Parameters and buffers that no traced forward read."""
+        touched = set().union(*(record.touched for record in self.records))
+        return tuple(name for name in self.space.by_tensor if f"parameter::{name}" not in touched)
+
+    def reason(self, ids: Ids) -> str:
+        """Why the first frozen slice among ``ids`` must stay, or an empty string."""
+        index, texts = self._reasons
+        found = index[ids]
+        found = found[found >= 0]
+        return texts[int(found[0])] if len(found) else ""
+
+    def explain(self, name: str) -> str:
+        """Tell what is coupled to what along every axis of a parameter, buffer or module.
+
+        Args:
+            name: A parameter's or buffer's name such as ``"layer1.0.conv1.weight"``, or a module's.
+
+        Raises:
+            OptionError: There is no such name.
+        """
+        tensors = self.space.by_tensor
+        chosen = [n for n in tensors if n == name or n.startswith(f"{name}.")]
+        if not chosen:
+            raise OptionError(f"The model has no parameter, buffer or module {name!r}{nearest(name, tensors)}")
+        lines = []
+        for tensor in chosen:
+            lines.append(f"{tensor} {[a.size for a in tensors[tensor]]}")
+            lines += [f"  dim {axis.dim}: {self._explain_axis(axis)}" for axis in tensors[tensor]]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        lines = [f"{self.model}: {len(self.groups)} groups"]
+        lines += [f"  {group}" for group in self.groups]
+        lines += [f"  no rule for {name} ({count} times)" for name, count in self.unknown_operators.items()]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def _explain_axis(self, axis: Axis) -> str:
+        ids = axis.ids
+        member = np.isin(self.roots, self.roots[ids])
+        others = [str(a) for a in self.space.axes_of(np.flatnonzero(member)) if a is not axis]
+        group = next((g for g in self.groups if np.isin(self.roots[ids], g.channels).any()), None)
+        what = f"{axis.size} slices"
+        if group is not None:
+            what += f", produced by {', '.join(p.name for p in group.producers)} ({group.role})"
+        reason = self.reason(ids)
+        if reason:
+            count = int(self.stuck[ids].sum())
+            what += f"; {'all' if count == axis.size else count} must stay: {reason}"
+        if others:
+            what += f"; leaves together with {', '.join(others)}"
+        return what
+
+    def _freeze_lost_channels(self) -> None:
+        """A reduction over channels that reaches an output unweighted would change with their number."""
+        for record in self.records:
+            for ids, where in _walk_back(record, reductions=True):
+                self._coupling.freeze(ids, f"is reduced on the way to an output ({where})")
+
+    def _spread(self, found: Iterator[Ids]) -> Mask:
+        """Mark whole channels: every slice whose channel has a slice in ``found``."""
+        marked = np.zeros(self.space.size, dtype=bool)
+        for ids in found:
+            marked[self.roots[ids]] = True
+        spread: Mask = marked[self.roots]
+        return spread
+
+    def _groups(self) -> Iterator[Group]:
+        producers = self._producers()
+        owner = np.full(self.space.size, -1)
+        parent = list(range(len(producers)))
+
+        def find(i: int) -> int:
+            while parent[i] != i:
+                parent[i] = parent[parent[i]]
+                i = parent[i]
+            return i
+
+        for i, producer in enumerate(producers):
+            roots = self.roots[producer.ids]
+            for j in np.unique(owner[roots]):
+                if j >= 0:
+                    low, high = sorted((find(i), find(int(j))))
+                    parent[high] = low
+            owner[roots] = i
+        members: dict[int, list[Producer]] = {}
+        for i, producer in enumerate(producers):
+            members.setdefault(find(i), []).append(producer)
+        for index, own in enumerate(members.values()):
+            roots = np.concatenate([self.roots[p.ids] for p in own])
+            channels = roots[np.sort(np.unique(roots, return_index=True)[1])]
+            yield Group(index, tuple(own), channels, self._role(channels), self._reasons_of(channels))
+
+    def _producers(self) -> list[Producer]:
+        """Every produced dimension once, though several calls and modes may produce it."""
+        found: dict[bytes, Producer] = {}
+        for record in self.records:
+            for node in record.nodes:
+                for position, dim, ids in node.produced:
+                    axes = self.space.axes_of(ids[:1])
+                    if axes:
+                        source = node.sources[position]
+                        found.setdefault(ids.tobytes(), Producer(axes[0].tensor, ids, record, source, dim))
+        return list(found.values())
+
+    def _role(self, channels: Ids) -> str:
+        if self.stuck[channels].all():
+            return FROZEN
+        if self.representation[channels].any():
+            return REPRESENTATION
+        return RESIDUAL if self.residual[channels].any() else BLOCK
+
+    def _reasons_of(self, channels: Ids) -> tuple[str, ...]:
+        index, texts = self._reasons
+        return tuple(dict.fromkeys(texts[i] for i in index[channels] if i >= 0))
+
+
+def _walk_back(record: Record, *, reductions: bool) -> Iterator[tuple[Ids, str]]:
+    """Walk from the outputs back to the last contractions with weights.
+
+    Yields what those contractions sum over, or, with ``reductions``, the labels that ended in a
+    reduction on the way.
+    """
+    pending, seen = list(record.outputs), set()
+    while pending:
+        index = pending.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        node = record.nodes[index]
+        weighted = node.contracts and any(record.nodes[p].parametric for p in node.parents)
+        if reductions:
+            yield from ((ids, node.where) for ids in node.reduced)
+        elif weighted:
+            yield from ((operand.ids, node.where) for operand in node.operands)
+        if not weighted:
+            pending.extend(node.parents)
+
+
+def _residual_additions(record: Record) -> Iterator[Ids]:
+    """Labels of the additions of which one operand derives from the other through a contraction.
+
+    Ancestors are sets of outputs, kept as the bits of one integer per node.
+    """
+    nodes = record.nodes
+    starts, bits = [], 0
+    for node in nodes:
+        starts.append(bits)
+        bits += max(len(node.outputs), 1)
+    reached = [0] * len(nodes)  # ancestors of a node
+    through = [0] * len(nodes)  # those that lie behind a contraction
+    for node in nodes:
+        above = behind = 0
+        for parent, output in (*node.sources, *((p, 0) for p in node.parents[len(node.sources) :])):
+            if not nodes[parent].parametric:
+                above |= reached[parent] | 1 << (starts[parent] + output)
+                behind |= through[parent]
+        reached[node.index] = above
+        through[node.index] = above if node.contracts else behind
+        if node.op == "aten::add" and len(node.sources) == 2 and node.outputs:
+            (a, i), (b, j) = node.sources
+            if _derives(nodes, through[b], starts, a, i) or _derives(nodes, through[a], starts, b, j):
+                yield from (ids for ids in node.outputs[0].labels if ids is not None)
+
+
+def _derives(nodes: list[Node], through: int, starts: list[int], node: int, output: int) -> bool:
+    """Whether a tensor, or what it was before operators that keep its channels, is in ``through``."""
+    while True:
+        if through >> (starts[node] + output) & 1:
+            return True
+        current = nodes[node]
+        before = [s for s in current.sources if not nodes[s[0]].parametric]
+        if len(before) != 1 or current.contracts or len(current.outputs) != 1:
+            return False
+        parent, of_parent = before[0]
+        if not nodes[parent].outputs:
+            return False
+        kept = [ids for ids in current.outputs[0].labels if ids is not None]
+        source = nodes[parent].outputs[of_parent].labels
+        if not kept or not all(any(ids is other for other in source) for ids in kept):
+            return False
+        node, output = parent, of_parent

@@ -1,0 +1,94 @@
+"""The registry of rules: how labels cross each ATen operator, and which slices it couples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from structprune.graph.slices import Labels
+
+if TYPE_CHECKING:
+    from structprune.graph.call import Call
+
+Result: TypeAlias = Labels | list[Labels]
+Rule: TypeAlias = "Callable[[Call], Result]"
+
+# Arguments of these types are numbers that go into the computation, not sizes.
+_SCALAR_TYPES = frozenset(("float", "number", "Optional[float]", "Optional[number]"))
+_RULES: dict[str, Rule] = {}
+_KNOWN: dict[Any, Operator] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """What the tracer needs of an operator's schema, read once per overload."""
+
+    func: Any
+    name: str
+    in_place: bool
+    parameters: tuple[str, ...]
+    defaults: dict[str, Any]
+    scalars: frozenset[str]
+    rule: Rule | None
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators, named without namespace, overload and trailing underscore.
+
+    A rule is a pure function ``call -> labels``: it tells the call what is coupled, contracted,
+    mixed or frozen, and returns the labels of the output (a list of them for several outputs).
+    The contract, tested for every operator: for any channels that the rule lets go,
+    ``op(slice(x)) == slice(op(x))``; where it mixes, with the statistics of what is kept.
+
+    Raises:
+        ValueError: An operator has a rule already.
+    """
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            full = name if "::" in name else f"aten::{name}"
+            if full in _RULES:
+                raise ValueError(f"{full} has a rule already: {_RULES[full].__name__}")
+            _RULES[full] = function
+        return function
+
+    return register
+
+
+def registered() -> dict[str, Rule]:
+    """All rules by operator name."""
+    return dict(_RULES)
+
+
+def operator(func: Any) -> Operator:
+    """Look an overload up: its base name, its parameters and its rule (``None`` if there is none)."""
+    known = _KNOWN.get(func)
+    if known is None:
+        schema = func._schema
+        base = schema.name
+        mutated = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+        out_variant = any(a.is_out for a in schema.arguments)
+        in_place = mutated and base.endswith("_") and not base.endswith("__")
+        name = base.removesuffix("_") if in_place else base
+        known = _KNOWN[func] = Operator(
+            func,
+            name,
+            in_place,
+            tuple(a.name for a in schema.arguments),
+            {a.name: a.default_value for a in schema.arguments},
+            frozenset(a.name for a in schema.arguments if str(a.type) in _SCALAR_TYPES),
+            None if out_variant else _RULES.get(name),
+        )
+    return known
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """The tensors among an operator's arguments or results, lists of tensors included, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [t for item in value for t in tensors_of(item)]
+    return []

@@ -1,0 +1,25 @@
+"""The rules, one file per operator family; importing this package registers all of them."""
+
+from structprune.graph.rules import (
+    contraction,
+    creation,
+    elementwise,
+    indexing,
+    movement,
+    normalisation,
+    pieces,
+    reduction,
+    spatial,
+)
+
+__all__ = [
+    "contraction",
+    "creation",
+    "elementwise",
+    "indexing",
+    "movement",
+    "normalisation",
+    "pieces",
+    "reduction",
+    "spatial",
+]

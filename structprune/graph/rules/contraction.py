@@ -1,0 +1,182 @@
+"""Operators that sum over a dimension which two operands share. Channels end here, and begin."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from structprune.graph.call import Call
+from structprune.graph.operators import rule
+from structprune.graph.slices import Ids, Labels
+
+_FIXED = "is multiplied with a tensor of fixed size"
+
+
+def couple_positions(call: Call, ids: Ids | None, groups: int) -> None:
+    """Couple the same positions of every one of ``groups`` equal stretches of a dimension."""
+    if ids is not None and groups > 1:
+        call.couple(ids, np.tile(ids[: len(ids) // groups], groups), "")
+
+
+@rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution")
+def convolution(call: Call) -> Labels:
+    """``y[o] = sum_i w[o, i] * x[i]`` in each of ``groups`` groups of channels."""
+    x, weight, bias = call.tensors[0], call.tensors[1], call["bias"] if "bias" in call else None
+    groups: int = call["groups"]
+    transposed = bool(call["transposed"]) if "transposed" in call else False
+    kernel_rank = len(call.shape(weight)) - 2
+    channel = len(call.shape(x)) - kernel_rank - 1
+    for ids in call.labels(x)[channel + 1 :]:
+        call.freeze(ids, "is slid over by a kernel")
+    for ids in call.labels(weight)[2:]:
+        call.freeze(ids, "is a kernel's extent")
+
+    per_group = call.shape(x)[channel] // groups
+    if groups > 1 and per_group == 1:
+        out = _depthwise(call, x, channel, weight, transposed)
+    elif transposed:
+        out = _transposed(call, x, channel, weight, groups)
+    else:
+        out = _grouped(call, x, channel, weight, groups)
+    if isinstance(bias, torch.Tensor):
+        call.couple(out, call.labels(bias)[0], _FIXED)
+    call.size("in_channels", call.labels(x)[channel])
+    call.size("out_channels", out)
+    lead = call.labels(x)[:channel]
+    return (*lead, out, *(None,) * kernel_rank)
+
+
+def _grouped(call: Call, x: torch.Tensor, channel: int, weight: torch.Tensor, groups: int) -> Ids | None:
+    """Weight ``(out, in / groups, ...)``; every group loses the same positions."""
+    inputs, taps = call.labels(x)[channel], call.labels(weight)[1]
+    call.contract(x, channel)
+    call.contract(weight, 1)
+    call.couple(inputs, None if taps is None else np.tile(taps, groups), _FIXED)
+    couple_positions(call, call.labels(weight)[0], groups)
+    return call.produce(weight, 0)
+
+
+def _transposed(call: Call, x: torch.Tensor, channel: int, weight: torch.Tensor, groups: int) -> Ids | None:
+    """Weight ``(in, out / groups, ...)``; every group loses the same positions."""
+    inputs, taps = call.labels(x)[channel], call.labels(weight)[0]
+    call.contract(x, channel)
+    call.contract(weight, 0)
+    call.couple(inputs, taps, _FIXED)
+    couple_positions(call, taps, groups)
+    out = call.produce(weight, 1)
+    return None if out is None else np.tile(out, groups)
+
+
+def _depthwise(call: Call, x: torch.Tensor, channel: int, weight: torch.Tensor, transposed: bool) -> Ids | None:
+    """One input channel a group: a channel leaves with its group, and with all that it makes."""
+    inputs, filters, multipliers = call.labels(x)[channel], *call.labels(weight)[:2]
+    call.size("groups", inputs)
+    call.freeze(multipliers, "is the multiplier of a depthwise convolution")
+    if transposed:
+        call.couple(inputs, filters, _FIXED)
+        return None if filters is None else np.repeat(filters, call.shape(weight)[1])
+    repeats = call.shape(weight)[0] // call.shape(x)[channel]
+    call.couple(None if inputs is None else np.repeat(inputs, repeats), filters, _FIXED)
+    return filters
+
+
+@rule("mm", "bmm")
+def matrix_product(call: Call) -> Labels:
+    """``(…, n, k) @ (…, k, m)``."""
+    a, b = call.tensors[0], call.tensors[1]
+    return _product(call, a, b)
+
+
+@rule("addmm", "baddbmm")
+def matrix_product_and_sum(call: Call) -> Labels:
+    """``beta * bias + a @ b``."""
+    bias, a, b = call.tensors[0], call.tensors[1], call.tensors[2]
+    labels = _product(call, a, b)
+    return _with_bias(call, bias, labels)
+
+
+@rule("mv")
+def matrix_vector(call: Call) -> Labels:
+    """``(n, k) @ (k,)``."""
+    a, v = call.tensors
+    call.couple(call.labels(a)[1], call.labels(v)[0], _FIXED)
+    call.contract(a, 1)
+    call.contract(v, 0)
+    return (call.produce(a, 0),)
+
+
+@rule("dot", "vdot")
+def dot(call: Call) -> Labels:
+    """``sum_i a[i] * b[i]``."""
+    a, b = call.tensors
+    call.couple(call.labels(a)[0], call.labels(b)[0], _FIXED)
+    call.contract(a, 0)
+    call.contract(b, 0)
+    return ()
+
+
+@rule("linear")
+def linear(call: Call) -> Labels:
+    """``x @ w.T + bias`` where it is one operator."""
+    x, weight = call.tensors[0], call.tensors[1]
+    last = len(call.shape(x)) - 1
+    call.couple(call.labels(x)[last], call.labels(weight)[1], _FIXED)
+    call.contract(x, last)
+    call.contract(weight, 1)
+    labels = (*call.labels(x)[:last], call.produce(weight, 0))
+    return _with_bias(call, call.tensors[2], labels) if len(call.tensors) > 2 else labels
+
+
+def _product(call: Call, a: torch.Tensor, b: torch.Tensor) -> Labels:
+    rank = len(call.shape(a))
+    call.couple(call.labels(a)[rank - 1], call.labels(b)[rank - 2], _FIXED)
+    call.contract(a, rank - 1)
+    call.contract(b, rank - 2)
+    batch = []
+    for dim in range(rank - 2):
+        ids, other = call.labels(a)[dim], call.labels(b)[dim]
+        call.couple(ids, other, _FIXED)
+        batch.append(ids if ids is not None else other)
+    labels = (*batch, call.produce(a, rank - 2), call.produce(b, rank - 1))
+    call.size("in_features", call.labels(a)[rank - 1])
+    call.size("out_features", labels[-1])
+    return labels
+
+
+def _with_bias(call: Call, bias: torch.Tensor, labels: Labels) -> Labels:
+    shape, sizes = call.shape(bias), call.out_shape()
+    for dim, ids in enumerate(labels):
+        own = dim - len(sizes) + len(shape)
+        if own >= 0 and (shape[own] != 1 or sizes[dim] == 1):
+            call.couple(ids, call.labels(bias)[own], "meets a bias of fixed size" if shape[own] != 1 else "")
+    return labels
+
+
+@rule(
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_attention_math",
+    "scaled_dot_product_attention",
+)
+def attention(call: Call) -> Labels:
+    """``softmax(q @ k.T / sqrt(d)) @ v`` over ``(batch, head, token, width)``."""
+    query, key, value = call["query"], call["key"], call["value"]
+    last = len(call.shape(query)) - 1
+    labels = []
+    for dim in range(last - 1):
+        ids = call.labels(query)[dim]
+        call.couple(ids, call.labels(key)[dim], _FIXED)
+        call.couple(ids, call.labels(value)[dim], _FIXED)
+        labels.append(ids)
+    call.couple(call.labels(query)[last], call.labels(key)[last], _FIXED)
+    if call["scale"] is None:
+        call.freeze(call.labels(query)[last], "sets the scale 1/sqrt(width) of an attention")
+    for tensor in (query, key):
+        call.contract(tensor, last)
+    for tensor in (key, value):
+        call.freeze(call.labels(tensor)[last - 1], "is a dimension of tokens")
+    for tensor in call.tensors[3:]:
+        for ids in call.labels(tensor):
+            call.freeze(ids, "is the mask of an attention")
+    return (*labels, call.labels(query)[last - 1], call.produce(value, last))

@@ -1,0 +1,115 @@
+"""Normalisations: parameters and statistics go with the channel; statistics over channels mix them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from structprune.graph.call import Call, dims_of
+from structprune.graph.operators import rule
+from structprune.graph.rules.contraction import couple_positions
+from structprune.graph.slices import Labels
+
+_FIXED = "meets a statistic of fixed size"
+
+
+@rule(
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "cudnn_batch_norm",
+    "batch_norm",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+)
+def batch_norm(call: Call) -> list[Labels]:
+    """Statistics over all dimensions but the second: channels stay apart, labels elsewhere mix."""
+    x = call.tensors[0]
+    labels = call.labels(x)
+    for tensor in call.tensors[1:]:
+        call.couple(labels[1], call.labels(tensor)[0], _FIXED)
+    training = bool(call["training"]) if "training" in call else "no_update" not in call.op
+    for dim, ids in enumerate(labels):
+        if dim != 1 and ids is not None and training:
+            call.mix(x, dim)
+    call.size("num_features", labels[1])
+    return [labels] + [(labels[1],) if t.ndim else () for t in _rest(call)]
+
+
+@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(call: Call) -> list[Labels]:
+    """Statistics over the last dimensions: they mix what they run over."""
+    x = call.tensors[0]
+    labels = call.labels(x)
+    rank = len(call["normalized_shape"])
+    first = len(labels) - rank
+    for entry in range(rank):
+        call.mix(x, first + entry)
+        for tensor in call.tensors[1:]:
+            call.couple(labels[first + entry], call.labels(tensor)[entry], _FIXED)
+        call.size("normalized_shape", labels[first + entry], entry)
+    kept = labels[:first]
+    return [labels] + [(*kept, *(None,) * (t.ndim - first)) for t in _rest(call)]
+
+
+@rule("native_group_norm")
+def group_norm(call: Call) -> list[Labels]:
+    """Statistics over groups of channels: whole groups leave exactly, or the same positions of each."""
+    x = call.tensors[0]
+    labels, groups = call.labels(x), int(call["group"])
+    ids = labels[1]
+    for tensor in call.tensors[1:]:
+        call.couple(ids, call.labels(tensor)[0], _FIXED)
+    for spatial in labels[2:]:
+        call.freeze(spatial, "is a dimension of a group norm's statistics")
+    if ids is not None:
+        groups = call.remember("groups", groups)
+        width = call.shape(x)[1] // groups
+        readings = ("groups", "positions") if groups > 1 and width > 1 else ("groups",) if groups > 1 else ("positions",)
+        if call.choose(*readings) == "groups":
+            per_group = ids.reshape(-1, width)
+            call.couple(per_group.ravel(), per_group[:, :1].repeat(width, 1).ravel(), "")
+            call.size("num_groups", per_group[:, 0])
+        else:
+            couple_positions(call, ids, groups)
+            call.mix(x, 1)
+        call.size("num_channels", ids)
+    return [labels] + [(labels[0], None)] * (len(_rest(call)))
+
+
+@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "logcumsumexp", "_safe_softmax")
+def over_one_dim(call: Call) -> Labels:
+    """A statistic over one dimension that keeps it: the dimension mixes."""
+    x = call.tensors[0]
+    call.mix(x, call["dim"] % max(x.ndim, 1)) if x.ndim else None
+    return call.labels(x)
+
+
+@rule("_weight_norm_interface")
+def weight_norm(call: Call) -> list[Labels]:
+    """``g * v / norm(v)`` with the norm over all dimensions but ``dim``."""
+    v, g = call.tensors
+    dim = call["dim"] % v.ndim
+    for other in range(v.ndim):
+        if other != dim:
+            call.mix(v, other)
+    call.couple(call.labels(v)[dim], call.labels(g)[dim], _FIXED)
+    norms: list[Any] = [None] * v.ndim
+    norms[dim] = call.labels(v)[dim]
+    return [call.labels(v), tuple(norms)]
+
+
+@rule("renorm")
+def renorm(call: Call) -> Labels:
+    """Norms over all dimensions but one, clipped."""
+    x = call.tensors[0]
+    for dim in range(x.ndim):
+        if dim not in dims_of(call["dim"], x.ndim):
+            call.mix(x, dim)
+    return call.labels(x)
+
+
+def _rest(call: Call) -> list[torch.Tensor]:
+    """The outputs after the first: saved statistics."""
+    return list(call.out[1:]) if isinstance(call.out, (list, tuple)) else []

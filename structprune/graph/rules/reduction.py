@@ -1,0 +1,78 @@
+"""Reductions: over a labelled dimension they mix it and end it, or, for indices, freeze it."""
+
+from __future__ import annotations
+
+from structprune.graph.call import Call, dims_of
+from structprune.graph.operators import rule
+from structprune.graph.slices import Ids, Labels
+
+
+@rule(
+    "mean", "sum", "nansum", "nanmean", "var", "std", "amax", "amin", "logsumexp", "linalg_vector_norm",
+    "norm", "prod", "any", "all", "frobenius_norm", "count_nonzero",
+)  # fmt: skip
+def reduction(call: Call) -> Labels:
+    """A statistic over ``dim``: labelled dimensions among them mix."""
+    return _reduced(call)
+
+
+@rule("var_mean", "std_mean", "aminmax")
+def two_reductions(call: Call) -> list[Labels]:
+    """Two statistics over the same dimensions."""
+    labels = _reduced(call)
+    return [labels, labels]
+
+
+@rule("max", "min", "median", "nanmedian", "mode", "kthvalue")
+def extreme(call: Call) -> Labels | list[Labels]:
+    """Over all entries a statistic, over one dimension also an index; between two tensors pointwise."""
+    if "other" in call and len(call.tensors) == 2:
+        from structprune.graph.rules.elementwise import meet
+
+        return meet(call, call.tensors, call.out_shape())
+    if "dim" not in call:
+        return _reduced(call)
+    labels = _indices(call)
+    return [labels, labels]
+
+
+@rule("argmax", "argmin")
+def index_of_extreme(call: Call) -> Labels:
+    """The position of the extreme entry."""
+    return _indices(call)
+
+
+@rule("sort", "topk", "cummax", "cummin", "argsort", "unique_dim", "searchsorted", "bucketize")
+def order(call: Call) -> list[Labels]:
+    """Positions along a dimension, which keeps its place in the output."""
+    x = call.tensors[0]
+    dim = call["dim"] % x.ndim if "dim" in call and x.ndim else 0
+    call.freeze(call.labels(x)[dim], f"is ordered by {call.op}")
+    kept = tuple(None if d == dim else ids for d, ids in enumerate(call.labels(x)))
+    return [kept, kept]
+
+
+def _reduced(call: Call) -> Labels:
+    x = call.tensors[0]
+    dims = dims_of(call["dim"] if "dim" in call else None, x.ndim)
+    for dim in dims:
+        call.reduce(x, dim)
+    return _without(call, dims)
+
+
+def _indices(call: Call) -> Labels:
+    x = call.tensors[0]
+    dims = dims_of(call["dim"], x.ndim)
+    for dim in dims:
+        call.freeze(call.labels(x)[dim], f"is indexed by {call.op}")
+    return _without(call, dims)
+
+
+def _without(call: Call, dims: list[int]) -> Labels:
+    """The labels of the first operand without the reduced dimensions, or with ones in their place."""
+    labels = call.labels(call.tensors[0])
+    if len(call.out_shape()) == len(labels):
+        kept: list[Ids | None] = [None if d in dims else ids for d, ids in enumerate(labels)]
+    else:
+        kept = [ids for d, ids in enumerate(labels) if d not in dims]
+    return tuple(kept)

@@ -1,0 +1,40 @@
+"""Pooling, resampling and padding-like operators: they work on trailing dimensions, channels pass."""
+
+from __future__ import annotations
+
+from structprune.graph.call import Call
+from structprune.graph.operators import rule
+from structprune.graph.slices import Labels
+
+_RANKS = {"1d": 1, "2d": 2, "3d": 3}
+
+
+@rule(
+    *(f"{kind}_pool{rank}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max") for rank in (1, 2, 3)),
+    *(f"_adaptive_avg_pool{rank}d" for rank in (2, 3)),
+    *(f"max_pool{rank}d_with_indices" for rank in (2, 3)),
+    *(f"{pad}_pad{rank}d" for pad in ("reflection", "replication") for rank in (1, 2, 3)),
+    *(f"upsample_{kind}" for kind in ("linear1d", "trilinear3d")),
+    *(f"upsample_{kind}2d" for kind in ("bilinear", "bicubic", "_bilinear_aa", "_bicubic_aa")),
+    *(f"upsample_nearest{rank}d" for rank in (1, 2, 3)),
+    *(f"_upsample_nearest_exact{rank}d" for rank in (1, 2, 3)),
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "mkldnn_max_pool2d",
+)  # fmt: skip
+def window(call: Call) -> list[Labels]:
+    """Work along the last one, two or three dimensions; the ones before pass."""
+    x = call.tensors[0]
+    rank = next(r for suffix, r in _RANKS.items() if suffix in call.op)
+    labels = call.labels(x)
+    for ids in labels[-rank:]:
+        call.freeze(ids, f"is a spatial dimension of {call.op}")
+    kept = labels[:-rank] + (None,) * rank
+    return [kept] * (len(call.out) if isinstance(call.out, tuple) else 1)
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(call: Call) -> Labels:
+    """Samples ``(n, c, ...)`` at the positions of a grid."""
+    x, grid = call.tensors
+    for ids in (*call.labels(x)[2:], *call.labels(grid)):
+        call.freeze(ids, "is a dimension of a sampling grid")
+    return (call.labels(x)[0], call.labels(x)[1], *(None,) * (x.ndim - 2))

@@ -1,0 +1,66 @@
+"""Runs operators for the tracer: floats on the meta device, integers and booleans for real."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from structprune.graph.operators import Operator, tensors_of
+
+_FACTORIES = frozenset(
+    f"aten::{name}"
+    for name in (
+        "arange empty empty_strided full ones zeros rand randn randint randperm linspace eye "
+        "scalar_tensor tril_indices triu_indices _to_copy new_empty new_full new_ones new_zeros "
+        "empty_like full_like ones_like zeros_like to"
+    ).split()
+)
+
+
+def run_on_meta(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run an operator without computing floats.
+
+    Position ids, masks and counters are integers: they stay on the CPU, so that code which reads
+    them (``.item()``, indexing, branches) works. Where they meet a meta tensor they become meta.
+    """
+    tensors = [t for a in (*args, *kwargs.values()) for t in tensors_of(a)]
+    if not any(t.is_meta for t in tensors):
+        if op.name in _FACTORIES and _asks_for_meta(kwargs) and _is_integer(op, args, kwargs):
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        return op.func(*args, **kwargs)
+    if all(t.is_meta for t in tensors):
+        return op.func(*args, **kwargs)
+
+    def to_meta(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and not value.is_meta and value.ndim:
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        if isinstance(value, (list, tuple)):
+            return type(value)(to_meta(v) for v in value)
+        return value
+
+    return op.func(*[to_meta(a) for a in args], **{k: to_meta(v) for k, v in kwargs.items()})
+
+
+def _asks_for_meta(kwargs: dict[str, Any]) -> bool:
+    device = kwargs.get("device")
+    return device is not None and torch.device(device).type == "meta"
+
+
+def _is_integer(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a factory makes integers or booleans."""
+    dtype = kwargs.get("dtype")
+    if dtype is None:
+        if op.name in ("aten::randint", "aten::randperm", "aten::tril_indices", "aten::triu_indices"):
+            return True
+        source = next((a for a in args if isinstance(a, torch.Tensor)), None)
+        if source is not None:
+            dtype = source.dtype
+        elif op.name == "aten::arange":
+            return all(isinstance(a, int) for a in args)
+        elif op.name in ("aten::full", "aten::scalar_tensor"):
+            return isinstance(args[-1], (bool, int))
+        else:
+            return False
+    return not (dtype.is_floating_point or dtype.is_complex)

@@ -1,0 +1,205 @@
+"""A model on the meta device beside its example inputs: traced as often as the resolution asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from structprune.errors import InputError, ModelError, StructPruneError
+from structprune.graph.discovery import Decisions, Discovery
+from structprune.graph.groups import DependencyGraph
+from structprune.graph.outputs import output_tensors
+from structprune.graph.record import Record
+from structprune.graph.replica import meta_replica, named_tensors, to_meta
+from structprune.graph.run import run_on_meta
+from structprune.graph.slices import Coupling, Labels, SliceSpace
+from structprune.graph.tracer import Observer, Tracer
+from structprune.inputs import Invocations, infer_inputs, read_inputs
+
+_FIRST_LINES = 300
+
+
+class Session:
+    """One model, its meta replica, and the calls that exercise it in evaluation and in training.
+
+    Attributes:
+        replica: The model on the meta device.
+        calls: The calls by mode (``True``: training). A mode that cannot run is missing.
+        notes: What the user should know about the trace.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any = None) -> None:
+        check_model(model)
+        self.model_name = type(model).__name__
+        self.replica = meta_replica(model)
+        self.names = list(named_tensors(model))
+        self.notes: list[str] = []
+        self.calls: dict[bool, Invocations] = {}
+        self.examples: Invocations = []
+        self._first: DependencyGraph | None = None
+        given = example_inputs is not None
+        candidates = [read_inputs(example_inputs)] if given else infer_inputs(model)
+        self._settle(candidates, given)
+
+    def discover(self, decisions: Decisions) -> DependencyGraph:
+        """Trace the dense network in every mode that runs, and join the constraints."""
+        if decisions == Decisions() and self._first is not None:
+            return self._first
+        space, coupling, labels = self._space()
+        records = [
+            self.follow(self.replica, Discovery(space, coupling, decisions, run_on_meta, training=mode), labels)
+            for mode in sorted(self.calls)
+        ]
+        return DependencyGraph(self.model_name, space, coupling, records, self.notes)
+
+    def follow(self, model: nn.Module, observer: Observer, labels: dict[str, Labels]) -> Record:
+        """Run one mode of a (dense or cut) replica under an observer."""
+        calls = self.calls[observer.record.training]
+        return follow(model, calls, observer, labels)
+
+    def _space(self) -> tuple[SliceSpace, Coupling, dict[str, Labels]]:
+        space = SliceSpace()
+        labels = {name: space.add_tensor(name, t.shape) for name, t in named_tensors(self.replica).items()}
+        return space, Coupling(space), labels
+
+    def _settle(self, candidates: Iterable[Invocations], given: bool) -> None:
+        """Take the first inputs that run in both modes, else the first that run in evaluation."""
+        errors: list[str] = []
+        fallback: tuple[Invocations, DependencyGraph, Exception] | None = None
+        for candidate in candidates:
+            on_meta = [call.mapped(to_meta) for call in candidate]
+            self.calls = {False: on_meta}
+            try:
+                self._first = self.discover(Decisions())
+            except StructPruneError:
+                raise
+            except Exception as error:
+                errors.append(f"{', '.join(map(str, candidate))}: {_brief(error)}")
+                if given:
+                    raise InputError(
+                        f"{self.model_name} does not run with the example inputs {errors[-1]}. Give inputs that its "
+                        "forward takes: a tensor, a tuple, a dict of keyword arguments, or a callable model -> output."
+                    ) from error
+                continue
+            eval_graph, self._first = self._first, None
+            self.examples = candidate
+            for in_training in ([call.for_training() for call in on_meta], on_meta):
+                self.calls = {False: on_meta, True: in_training}
+                try:
+                    self._first = self.discover(Decisions())
+                    return
+                except StructPruneError:
+                    raise
+                except Exception as error:
+                    failure = error
+            if fallback is None:
+                fallback = (candidate, eval_graph, failure)
+            if given:
+                break
+        if fallback is None:
+            tried = "; ".join(errors[:3]) or "nothing could be guessed from its first layer"
+            raise InputError(
+                f"The inputs of {self.model_name} could not be inferred (tried {tried}). Give example_inputs: a tensor, "
+                "a tuple of arguments, a dict of keyword arguments, or a callable model -> output."
+            )
+        self.examples, self._first, failure = fallback
+        self.calls = {False: [call.mapped(to_meta) for call in self.examples]}
+        self.notes.append(f"not traced in training mode: {_brief(failure)}")
+
+
+def follow(model: nn.Module, calls: Invocations, observer: Observer, labels: dict[str, Labels]) -> Record:
+    """Run calls of a model under an observer and return the record, its outputs frozen."""
+    tracer = Tracer(observer)
+    record = observer.record
+    for name, tensor in named_tensors(model).items():
+        tracer.know(name, tensor, labels[name])
+    with running(model, record.training), counters_restored(model):
+        for call in calls:
+            out = tracer.forward(model, lambda call=call: call(model))
+            for tensor in output_tensors(out):
+                node, of_output = tracer.node_of(tensor)
+                record.outputs.append(node)
+                for ids in of_output:
+                    if ids is not None:
+                        observer.output(ids)
+            record.results.append(out)
+    return record
+
+
+@contextmanager
+def running(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put a copy into a mode, with the global switches that the tracer needs, and restore them."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    modes = {module: module.training for module in model.modules()}
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        model.train(training)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def counters_restored(model: nn.Module) -> Iterator[None]:
+    """Put integer buffers back: a counter that went on would make the next trace another one."""
+    before = [(b, b.clone()) for b in model.buffers() if not b.is_meta and not b.is_floating_point()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
+def check_model(model: Any) -> None:
+    """Refuse what cannot be pruned as it stands.
+
+    Raises:
+        ModelError: With what is wrong, where, and what to do.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"Expected an nn.Module, got a {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("A TorchScript module cannot be cut: prune the Python module it was made from.")
+    tensors = named_tensors(model)
+    if not any(isinstance(t, nn.Parameter) for t in tensors.values()):
+        raise ModelError(f"{type(model).__name__} has no parameter, so there is nothing to prune.")
+    for name, tensor in tensors.items():
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise ModelError(f"{name} is lazy: run the model once, so that its shapes are known, then prune it.")
+        if tensor.is_quantized:
+            raise ModelError(f"{name} is quantised: prune the model first, then quantise it.")
+        if tensor.layout != torch.strided:
+            raise ModelError(f"{name} has the layout {tensor.layout}: only dense (strided) tensors can be cut.")
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise ModelError(f"{path or 'the model'} is a quantised {type(module).__name__}: prune first, then quantise.")
+    _check_storage(tensors)
+
+
+def _check_storage(tensors: dict[str, torch.Tensor]) -> None:
+    """Two tensors may be the same object, but not different ones over the same memory."""
+    spans: list[tuple[int, int, str]] = []
+    for name, tensor in tensors.items():
+        if tensor.is_meta or not tensor.numel():
+            continue
+        start = tensor.data_ptr()
+        extent = sum((n - 1) * abs(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        spans.append((start, start + extent * tensor.element_size(), name))
+    spans.sort()
+    for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            raise ModelError(
+                f"{name} and {other} share memory without being the same parameter: cutting one would tear the other. "
+                f"Tie them as one Parameter, or give each its own memory ({other} = nn.Parameter({other}.clone()))."
+            )
+
+
+def _brief(error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0][:_FIRST_LINES]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,227 @@
+"""Follows a forward operator by operator, and carries the labels of every tensor along."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+import structprune.graph.rules  # noqa: F401  (importing them registers them)
+from structprune.graph.call import Call, Recorder
+from structprune.graph.operators import Operator, operator, tensors_of
+from structprune.graph.record import Node, Output, Record, Value
+from structprune.graph.slices import Ids, Labels
+
+_OURS = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent)
+# Values this small are kept, so that a constant computed from a size can be compared with another.
+_SMALL = 256
+
+
+class Observer(Recorder, Protocol):
+    """A recorder that also runs the operators."""
+
+    record: Record
+
+    def start(self, node: Node) -> None:
+        """Called before an operator runs."""
+
+    def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run an operator and return what it returns."""
+
+    def finish(self, node: Node, out: Any, operands: list[Labels], labels: list[Labels]) -> list[Labels]:
+        """Called with the labels of the outputs; returns those to go on with."""
+
+    def output(self, ids: Ids) -> None:
+        """Called with every labelled dimension of what the model returns."""
+
+
+class Tracer(TorchDispatchMode):
+    """Runs a module under an observer, tensor by tensor.
+
+    What is known of a tensor is an attribute on it, so that it goes when the tensor goes; the
+    parameters and buffers are found by storage too, because ``.data`` makes a new tensor unseen.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self._observer = observer
+        self._nodes = observer.record.nodes
+        self._modules: list[str] = []
+        self._values: dict[int, tuple[torch.Tensor, Value]] = {}
+        self._storages: dict[int, tuple[torch.Tensor, Value, str]] = {}
+        self._rewritten: dict[int, int] = {}
+
+    def know(self, name: str, tensor: torch.Tensor, labels: Labels) -> None:
+        """Give a parameter or buffer its labels."""
+        node = self._leaf(f"parameter::{name}", parametric=True)
+        value = Value(labels, node.index, 0, True)
+        self._values[id(tensor)] = (tensor, value)
+        if tensor.numel():
+            self._storages[tensor.untyped_storage()._cdata] = (tensor, value, name)
+
+    def forward(self, model: nn.Module, run: Callable[[], Any]) -> Any:
+        """Call ``run`` with the modules of ``model`` under observation and return its result."""
+        # The library may itself run without gradients; inference mode would hide the operators.
+        with torch.no_grad(), _module_paths(model, self._modules), self:
+            return run()
+
+    def node_of(self, tensor: torch.Tensor) -> tuple[int, Labels]:
+        """The node that made a tensor, and its labels."""
+        value = self._value(tensor)
+        return value.node, value.labels
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operator, apply its rule and label what comes out."""
+        kwargs = kwargs or {}
+        op = operator(func)
+        arguments = dict(zip(op.parameters, args, strict=False))
+        arguments.update(kwargs)
+        tensors = [t for a in arguments.values() for t in tensors_of(a)]
+        values = [self._value(t) for t in tensors]
+        node = Node(
+            len(self._nodes),
+            op.name,
+            self._modules[-1] if self._modules else "",
+            tuple(v.node for v in values) + self._rewriters(tensors),
+            bool(values) and all(v.parametric for v in values),
+            [tuple(t.shape) for t in tensors],
+        )
+        node.sources = tuple((v.node, v.output) for v in values)
+        node.scalars = tuple((k, v) for k, v in arguments.items() if k in op.scalars and not isinstance(v, torch.Tensor))
+        self._observer.start(node)
+        out = self._observer.run(node, op, args, kwargs)
+        results = tensors_of(out)
+        call = Call(self._observer, op, arguments, tensors, values, node, out)
+        labels = self._apply(op, call, results)
+        labels = self._observer.finish(node, out, [v.labels for v in values], labels)
+        node.outputs = [
+            Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)
+        ]
+        if node.parametric:
+            sources = {id(t): s for t, s in zip(tensors, node.sources, strict=True)}
+            node.replay = _replay(func, args, kwargs, sources)
+        elif not values and results and results[0].numel() <= _SMALL and not results[0].is_meta:
+            node.constant = results[0].detach()
+        if node.contracts:
+            node.macs = _macs(func, args, kwargs, out)
+        self._nodes.append(node)
+        for i, (tensor, la) in enumerate(zip(results, labels, strict=True)):
+            tensor._structprune = Value(la, node.index, i, node.parametric)  # type: ignore[attr-defined]
+        if op.in_place and tensors and tensors[0]._is_view():
+            self._rewritten[tensors[0].untyped_storage()._cdata] = node.index
+        return out
+
+    def _apply(self, op: Operator, call: Call, results: list[torch.Tensor]) -> list[Labels]:
+        if op.rule is None:
+            if any(ids is not None for t in call.tensors for ids in call.labels(t)):
+                name = op.name
+                self._observer.record.unknown[name] = self._observer.record.unknown.get(name, 0) + 1
+                call.freeze_all(f"{name.removeprefix('aten::')} has no rule")
+            return [(None,) * t.ndim for t in results]
+        got = op.rule(call)
+        labels = got if isinstance(got, list) else [got]
+        return labels + [(None,) * t.ndim for t in results[len(labels) :]]
+
+    def _value(self, tensor: torch.Tensor) -> Value:
+        known = self._values.get(id(tensor))
+        if known is None:
+            value: Value | None = getattr(tensor, "_structprune", None)
+            if value is not None:
+                return value
+        if known is None and tensor.numel():
+            # A tensor that no operator made: an alias of a weight (``.data``), an input, a constant.
+            alias = self._storages.get(tensor.untyped_storage()._cdata)
+            if alias is not None and alias[0].shape == tensor.shape and alias[0].stride() == tensor.stride():
+                known = alias[:2]
+        if known is not None:
+            self._observer.record.touched.add(self._nodes[known[1].node].op)
+            return known[1]
+        node = self._leaf("input", parametric=False)
+        value = Value((None,) * tensor.ndim, node.index, 0, False)
+        # Kept alive beside its value, so that its id is not given to another tensor.
+        self._values[id(tensor)] = (tensor, value)
+        return value
+
+    def _leaf(self, op: str, *, parametric: bool) -> Node:
+        node = Node(len(self._nodes), op, "", (), parametric, [])
+        self._nodes.append(node)
+        return node
+
+    def _rewriters(self, tensors: list[torch.Tensor]) -> tuple[int, ...]:
+        """Nodes that wrote into a view of these tensors: what they read flows on through the whole."""
+        if not self._rewritten:
+            return ()
+        found = (self._rewritten.get(t.untyped_storage()._cdata) for t in tensors if t.numel())
+        return tuple(node for node in found if node is not None)
+
+
+def source_line() -> str:
+    """The user's source line that is running, or torch's where no user code is on the stack."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.f_back
+    line = ""
+    while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
+        line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        if not frame.f_code.co_filename.startswith(_TORCH):
+            break
+        frame = frame.f_back  # type: ignore[assignment]
+    return line
+
+
+@contextmanager
+def _module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Keep ``stack[-1]`` at the path of the module that runs."""
+    handles = []
+
+    def watch(path: str, module: nn.Module) -> None:
+        def enter(_module: nn.Module, _args: Any) -> None:
+            stack.append(path)
+
+        def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
+            stack.pop()
+
+        handles.append(module.register_forward_pre_hook(enter, prepend=True))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            watch(path, module)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        stack.clear()
+
+
+def _replay(
+    func: Any, args: Sequence[Any], kwargs: dict[str, Any], sources: dict[int, tuple[int, int]]
+) -> Callable[[Callable[[int, int], torch.Tensor]], Any]:
+    """How to compute an operator on weights again, given the outputs of the nodes that it read."""
+
+    def replay(output: Callable[[int, int], torch.Tensor]) -> Any:
+        def substitute(tensor: torch.Tensor) -> torch.Tensor:
+            return output(*sources[id(tensor)])
+
+        new_args, new_kwargs = tree_map_only(torch.Tensor, substitute, (list(args), kwargs))
+        return func(*new_args, **new_kwargs)
+
+    return replay
+
+
+def _macs(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+    """Multiply-accumulates of a contraction, by torch's own formulas (which count two for each)."""
+    formula = flop_registry.get(func._overloadpacket)
+    return int(formula(*args, **kwargs, out_val=out)) // 2 if formula is not None else 0

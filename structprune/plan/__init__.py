@@ -1,0 +1,1 @@
+"""Which channels go: importance, budget, and the plan that says so."""

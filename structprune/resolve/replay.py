@@ -1,0 +1,199 @@
+"""The observer of a network that should behave as one already traced: every operator is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from structprune.graph.operators import Operator, tensors_of
+from structprune.graph.record import Node, Output, Record
+from structprune.graph.slices import Ids, Labels, Mask
+
+T = TypeVar("T")
+Runner = Callable[[Node, Operator, Sequence[Any], dict[str, Any]], Any]
+
+# Operators that change no value: whether one is needed depends on strides, not on what is computed.
+_BENIGN = frozenset(("aten::clone", "aten::alias", "aten::detach", "aten::lift_fresh", "aten::contiguous"))
+_ALIKE = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view", "aten::reshape": "aten::view"}
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Where a cut network does something else than the dense one with fewer channels."""
+
+    training: bool
+    node: Node
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.node.where}: {self.text}"
+
+
+class DivergenceError(Exception):
+    """The cut network runs other operators than the dense one."""
+
+
+class Replay:
+    """Compares a run with the record of the dense network, seen through the slices that are present.
+
+    Where an operator's shape differs from the prediction, the predicted one is handed on: one run
+    then lists every mismatch.
+    """
+
+    def __init__(self, dense: Record, roots: Ids, stuck: Mask | None, present: Mask, run: Runner) -> None:
+        self.record = Record(dense.training)
+        self.mismatches: list[Mismatch] = []
+        self._expected = [n for n in dense.nodes if n.op != "input" and not n.op.startswith("parameter::")]
+        self._next = 0
+        self._matched: Node | None = None
+        self._roots = roots
+        self._stuck = stuck
+        self._present = present
+        self._run = run
+        self._kept: dict[int, tuple[Ids, Ids]] = {}
+        self._fresh_taken = 0
+
+    def start(self, node: Node) -> None:
+        """Find the dense network's run of this operator."""
+        name = _ALIKE.get(node.op, node.op)
+        while True:
+            expected = self._expected[self._next] if self._next < len(self._expected) else None
+            if expected is not None and _ALIKE.get(expected.op, expected.op) == name:
+                break
+            if node.op in _BENIGN:
+                self._matched = None
+                return
+            if expected is None or expected.op not in _BENIGN:
+                text = f"the cut network runs {node.op} here" if expected else f"the cut network also runs {node.op}"
+                self.mismatch(expected or self._expected[-1], text)
+                raise DivergenceError(text)
+            self._next += 1
+        self._next += 1
+        self._matched = expected
+        self._fresh_taken = 0
+        if node.scalars != expected.scalars:
+            self.mismatch(expected, f"computes with {node.scalars} instead of {expected.scalars}")
+
+    def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run an operator; hand on what was predicted where something else comes out."""
+        dense = self._matched
+        try:
+            out = self._run(dense or node, op, args, kwargs)
+        except Exception as error:
+            if dense is None or op.in_place:
+                raise
+            self.mismatch(dense, f"fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            return self._predicted(dense)
+        if dense is not None:
+            self._compare_constant(dense, out)
+            shapes = [tuple(t.shape) for t in tensors_of(out)]
+            predicted = [self.predicted_shape(o) for o in dense.outputs]
+            if shapes != predicted:
+                self.mismatch(dense, f"returns {_shapes(shapes)} where {_shapes(predicted)} was expected")
+                return out if op.in_place else self._predicted(dense)
+        return out
+
+    def finish(self, node: Node, out: Any, operands: list[Labels], labels: list[Labels]) -> list[Labels]:
+        """Compare the labels with the dense network's, and go on with those."""
+        dense = self._matched
+        if dense is None:
+            return labels
+        expected = [tuple(None if ids is None else self.kept(ids) for ids in o.labels) for o in dense.outputs]
+        for output, (got, want) in enumerate(zip(labels, expected, strict=True)):
+            for dim, (ids, predicted) in enumerate(zip(got, want, strict=True)):
+                if not self._same(ids, predicted):
+                    self.mismatch(dense, f"output {output} holds other channels along dim {dim}")
+        return expected
+
+    def output(self, ids: Ids) -> None:
+        """Nothing to do: the labels of an output were compared."""
+
+    def end(self) -> None:
+        """Check that the dense network has no operator left that the cut one did not run."""
+        left = [n for n in self._expected[self._next :] if n.op not in _BENIGN]
+        if left and not self.mismatches:
+            self.mismatch(left[0], "is not run by the cut network")
+
+    def upcoming(self) -> Node:
+        """The dense network's operator that comes next."""
+        return self._expected[min(self._next, len(self._expected) - 1)]
+
+    def mismatch(self, node: Node, text: str) -> None:
+        """Note a difference."""
+        self.mismatches.append(Mismatch(self.record.training, node, text))
+
+    def kept(self, ids: Ids) -> Ids:
+        """The slices among ``ids`` that are present; arrays shared by many operators are cut once."""
+        known = self._kept.get(id(ids))
+        if known is None:
+            mask = self._present[ids]
+            known = self._kept[id(ids)] = (ids, ids if mask.all() else ids[mask])
+        return known[1]
+
+    def predicted_shape(self, output: Output) -> tuple[int, ...]:
+        """The shape of a dense output without the slices that are gone."""
+        return tuple(
+            size if ids is None else len(self.kept(ids))
+            for size, ids in zip(output.shape, output.labels, strict=True)
+        )
+
+    # What the rules say.
+
+    def couple(self, node: Node, left: Ids, right: Ids) -> None:
+        """No coupling may appear that the dense network does not have."""
+        if left.shape != right.shape:
+            self.mismatch(self.expected(node), f"{len(left)} channels meet {len(right)}")
+        elif not self._same(left, right):
+            self.mismatch(self.expected(node), "couples channels that the dense network keeps apart")
+
+    def freeze(self, node: Node, ids: Ids, reason: str) -> None:
+        """Nothing may be frozen that was not."""
+        if self._stuck is not None and not self._stuck[ids].all():
+            self.mismatch(self.expected(node), f"a channel {reason} that does not in the dense network")
+
+    def fresh(self, node: Node, count: int) -> Ids:
+        """The ids that the dense network's run got at this place."""
+        dense = self.expected(node)
+        if dense is node or self._fresh_taken >= len(dense.fresh):
+            return np.zeros(count, dtype=np.int64)
+        self._fresh_taken += 1
+        return self.kept(dense.fresh[self._fresh_taken - 1])
+
+    def choose(self, node: Node, readings: tuple[str, ...]) -> str:
+        """The reading that was taken for the dense network."""
+        return self.expected(node).reading or readings[0]
+
+    def remember(self, node: Node, key: str, value: T) -> T:
+        """What the dense network's run stored."""
+        return self.expected(node).memory.get(key, value)  # type: ignore[no-any-return]
+
+    def expected(self, node: Node) -> Node:
+        """The dense network's run of the operator that runs now."""
+        return self._matched or node
+
+    def _same(self, left: Ids | None, right: Ids | None) -> bool:
+        if left is right:
+            return True
+        if left is None or right is None or len(left) != len(right):
+            return False
+        return np.array_equal(left, right) or np.array_equal(self._roots[left], self._roots[right])
+
+    def _predicted(self, dense: Node) -> Any:
+        made = [torch.empty(self.predicted_shape(o), dtype=o.dtype, device=o.device) for o in dense.outputs]
+        return made[0] if len(made) == 1 and not dense.memory.get("sequence") else made
+
+    def _compare_constant(self, dense: Node, out: Any) -> None:
+        """A small constant computed from a size must not change with it."""
+        if dense.constant is None:
+            return
+        got = tensors_of(out)[0]
+        if got.shape == dense.constant.shape and not got.is_meta and not torch.equal(got, dense.constant):
+            self.mismatch(dense, f"the constant {dense.constant.flatten()[:4].tolist()} became {got.flatten()[:4].tolist()}")
+
+
+def _shapes(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(str(list(s)) for s in shapes)

@@ -1,0 +1,1 @@
+"""What a cut is, and the only code that changes a model."""

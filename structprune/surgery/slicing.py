@@ -1,0 +1,90 @@
+"""The only code that changes a model: slices its tensors, then the sizes that modules hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from structprune.graph.replica import duplicate, like_parameter, named_tensors
+from structprune.graph.slices import Ids
+from structprune.surgery.cut import AttributeChange, Cut
+
+_NO_CUT: Mapping[int, Ids] = {}
+
+
+def sliced(tensor: torch.Tensor, kept: Mapping[int, Ids]) -> torch.Tensor:
+    """A copy of the kept slices: same values, dtype, device and memory format, never a view."""
+    out = tensor.detach()
+    if not kept:
+        return out.clone()
+    for dim, indices in kept.items():
+        out = out.index_select(dim, torch.from_numpy(indices).to(out.device))
+    for memory_format in (torch.channels_last, torch.channels_last_3d):
+        rank = 4 if memory_format is torch.channels_last else 5
+        if tensor.ndim == rank and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=memory_format):
+            return out.contiguous(memory_format=memory_format)
+    return out
+
+
+def cut_copy(model: nn.Module, cut: Cut) -> nn.Module:
+    """A cut copy of a model; the tensors of the original are copied only as far as they stay."""
+
+    def cut_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        kept = cut.kept.get(name, _NO_CUT)
+        twin = like_parameter(tensor, sliced(tensor, kept))
+        if tensor.grad is not None:
+            twin.grad = sliced(tensor.grad, kept)
+        _copy_hooks(tensor, twin)
+        return twin
+
+    copied = duplicate(model, cut_tensor, lambda tensor: tensor.detach().clone())
+    set_attributes(copied, cut.attributes)
+    return copied
+
+
+def cut_in_place(model: nn.Module, cut: Cut) -> None:
+    """Cut a model itself. The parameters stay the same objects; on any error nothing has changed."""
+    tensors = named_tensors(model)
+    # All that can fail for want of memory happens before the first change.
+    new = {name: sliced(tensors[name], kept) for name, kept in cut.kept.items()}
+    grads = {
+        name: sliced(grad, kept) for name, kept in cut.kept.items() if (grad := tensors[name].grad) is not None
+    }
+    undo: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
+    changed: list[AttributeChange] = []
+    try:
+        for name, data in new.items():
+            tensor = tensors[name]
+            undo.append((tensor, tensor.data, tensor.grad))
+            _replace(tensor, data, grads.get(name))
+        for change in cut.attributes:
+            changed.append(change)
+            set_attributes(model, (change,))
+    except BaseException:
+        for tensor, data, grad in undo:
+            _replace(tensor, data, grad)
+        set_attributes(model, [AttributeChange(c.module, c.name, c.new, c.old) for c in changed])
+        raise
+
+
+def set_attributes(model: nn.Module, changes: Any) -> None:
+    """Give modules the sizes of the cut network."""
+    for change in changes:
+        setattr(model.get_submodule(change.module), change.name, change.new)
+
+
+def _replace(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None) -> None:
+    tensor.grad = None
+    tensor.data = data
+    tensor.grad = grad
+
+
+def _copy_hooks(tensor: torch.Tensor, twin: torch.Tensor) -> None:
+    """``deepcopy`` drops the hooks of parameters: register them again."""
+    for hook in (tensor._backward_hooks or {}).values():
+        twin.register_hook(hook)
+    for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values():
+        twin.register_post_accumulate_grad_hook(hook)
