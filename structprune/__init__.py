@@ -2,3 +2,5 @@
 
 from structprune import demo
 from structprune.api import plan_pruning, prune_model, trace
+from structprune.plan.plan import Plan, plan_of
+from structprune.proof import Proof, prove

@@ -31,8 +31,7 @@ def convolution(call: Call) -> Labels:
     for ids in call.labels(weight)[2:]:
         call.freeze(ids, "is a kernel's extent")
 
-    per_group = call.shape(x)[channel] // groups
-    if groups > 1 and per_group == 1:
+    if call.remember("depthwise", 1 < groups == call.shape(x)[channel]):
         out = _depthwise(call, x, channel, weight, transposed)
     elif transposed:
         out = _transposed(call, x, channel, weight, groups)

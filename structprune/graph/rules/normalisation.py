@@ -34,7 +34,9 @@ def batch_norm(call: Call) -> list[Labels]:
         if dim != 1 and ids is not None and training:
             call.mix(x, dim)
     call.size("num_features", labels[1])
-    return [labels] + [(labels[1],) if t.ndim else () for t in _rest(call)]
+    # The saved statistics have the channels' size, or none where a backend does not save them.
+    channels = None if labels[1] is None else len(labels[1])
+    return [labels] + [(labels[1] if t.shape == (channels,) else None,) * t.ndim for t in _rest(call)]
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")

@@ -1,0 +1,263 @@
+"""The proof, on numbers: the pruned network equals the dense one with those channels masked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from structprune.errors import PlanError
+from structprune.graph.discovery import Decisions, Discovery, reading_key
+from structprune.graph.groups import DependencyGraph
+from structprune.graph.operators import Operator
+from structprune.graph.outputs import output_tensors
+from structprune.graph.record import Record
+from structprune.graph.replica import duplicate, named_tensors
+from structprune.graph.session import Session, follow
+from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
+from structprune.inputs import Invocations
+from structprune.plan.plan import Plan, plan_of
+from structprune.resolve.masking import MaskedRun, UnprovableError
+from structprune.resolve.replay import DivergenceError, Replay
+from structprune.surgery.slicing import sliced
+
+TOLERANCE = 1e-9
+LEAST_POWER = 1e-3
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the comparison of a pruned network with its masked dense one gave.
+
+    Attributes:
+        proved: The outputs agree within ``1e-9`` of their scale, the masking changed them by more
+            than ``1e-3`` of it, and every parameter and buffer of the pruned model is a slice of the dense
+            one's.
+        max_error: Largest difference between the outputs, divided by the largest dense output.
+        power: Largest change of the dense outputs by the masking, on the same scale. Without it
+            an agreement would mean nothing.
+        mixed: Operators that take a statistic over channels; in both networks an elementwise
+            surrogate stood in for them.
+        reason: Why it is not proved.
+    """
+
+    proved: bool
+    max_error: float
+    power: float
+    mixed: tuple[str, ...] = ()
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.proved
+
+    def __str__(self) -> str:
+        verdict = "proved: the pruned network equals the masked dense one" if self.proved else f"not proved: {self.reason}"
+        mixed = f"; {len(self.mixed)} operators mix channels, compared elementwise" if self.mixed else ""
+        return f"{verdict} (largest error {self.max_error:.1e}, power {self.power:.1e}{mixed})"
+
+
+def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Proof:
+    """Compare a pruned model with the dense one whose removed channels are masked.
+
+    Both run in float64 with the same random weights (zero-initialised layers would hide errors),
+    in evaluation mode. Every operator that reads a removed channel reads zeros in the dense network.
+
+    Args:
+        dense: The model before pruning; unchanged.
+        pruned: What :func:`structprune.prune_model` or :meth:`Plan.apply` made of it; unchanged.
+        example_inputs: As for :func:`structprune.prune_model`; only shapes and integers matter.
+
+    Returns:
+        The proof, with the largest error, its power, and the reason if it failed.
+
+    Raises:
+        PlanError: ``pruned`` carries no plan, or its plan is not for ``dense``.
+        InputError: The inputs could not be inferred, or do not run.
+    """
+    plan = plan_of(pruned)
+    _check_pair(plan, dense, pruned)
+    session = Session(dense, example_inputs)
+    decisions = _readings_of(session, plan)
+    random_dense = _randomised(dense)
+    weights = named_tensors(random_dense)
+    cut = plan.cut
+
+    def same_slices(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        twin = sliced(weights[name], cut.kept.get(name, {}))
+        return nn.Parameter(twin) if isinstance(tensor, nn.Parameter) else twin
+
+    random_pruned = duplicate(pruned, same_slices, _doubled)
+    calls = [call.mapped(_random_input) for call in session.examples]
+    try:
+        proof = _compare(random_dense, random_pruned, calls, plan, decisions)
+    except (DivergenceError, UnprovableError, _Unproved) as error:
+        return Proof(False, math.nan, math.nan, reason=str(error))
+    changed = _first_changed_tensor(plan, dense, pruned)
+    if changed and proof.proved:
+        return replace(proof, proved=False, reason=f"{changed} is not a slice of the dense model's (trained since?)")
+    return proof
+
+
+class _Unproved(Exception):
+    """The comparison cannot be made; the text says why."""
+
+
+def _compare(
+    dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan, decisions: Decisions
+) -> Proof:
+    space = SliceSpace()
+    coupling = Coupling(space)
+    labels = {name: space.add_tensor(name, t.shape) for name, t in named_tensors(dense).items()}
+    plain = follow(dense, calls, Discovery(space, coupling, decisions, _run, training=False), labels)
+    present = _present(space, coupling.roots(), plan)
+
+    masked_run = MaskedRun(present)
+    masked = _replayed(dense, calls, Replay(plain, coupling.roots(), None, np.ones_like(present), masked_run), labels)
+    left: dict[str, Labels] = {
+        name: tuple(None if ids is None else ids[present[ids]] for ids in axes) for name, axes in labels.items()
+    }
+    cut_run = MaskedRun(np.ones_like(present))
+    cut = _replayed(pruned, calls, Replay(plain, coupling.roots(), None, present, cut_run), left)
+    return _verdict(_outputs(plain), _outputs(masked), _outputs(cut), tuple(dict.fromkeys(masked_run.mixed)))
+
+
+def _replayed(model: nn.Module, calls: Invocations, replay: Replay, labels: dict[str, Labels]) -> Record:
+    record = follow(model, calls, replay, labels)
+    replay.end()
+    if replay.mismatches:
+        raise _Unproved(str(replay.mismatches[0]))
+    return record
+
+
+def _verdict(
+    plain: list[torch.Tensor], masked: list[torch.Tensor], cut: list[torch.Tensor], mixed: tuple[str, ...]
+) -> Proof:
+    if [t.shape for t in masked] != [t.shape for t in cut]:
+        return Proof(False, math.nan, math.nan, mixed, "the outputs have other shapes")
+    scale = max((float(t.abs().max()) for t in plain if t.numel()), default=0.0)
+    if not scale or not math.isfinite(scale):
+        return Proof(False, math.nan, math.nan, mixed, f"the largest dense output is {scale}")
+    error = max(_distance(a, b) for a, b in zip(masked, cut, strict=True)) / scale
+    power = max(_distance(a, b) for a, b in zip(masked, plain, strict=True)) / scale
+    reason = ""
+    if not error <= TOLERANCE:
+        reason = f"the outputs differ by {error:.1e} of their scale"
+    elif not power > LEAST_POWER:
+        reason = f"masking changed the dense outputs by {power:.1e} of their scale only, which proves nothing"
+    return Proof(not reason, error, power, mixed, reason)
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest absolute difference; NaN anywhere makes it NaN."""
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+
+
+def _outputs(record: Record) -> list[torch.Tensor]:
+    return [t for result in record.results for t in output_tensors(result)]
+
+
+def _present(space: SliceSpace, roots: Ids, plan: Plan) -> Mask:
+    """The slices that stay, spread from the plan's axes over whole channels."""
+    gone = np.zeros(space.size, dtype=bool)
+    stays = np.zeros(space.size, dtype=bool)
+    for axis in space.axes:
+        kept = plan.kept.get(axis.tensor, {}).get(axis.dim)
+        mask = np.ones(axis.size, dtype=bool)
+        if kept is not None:
+            mask[:] = False
+            mask[list(kept)] = True
+        gone[roots[axis.ids[~mask]]] = True
+        stays[roots[axis.ids[mask]]] = True
+    if (gone & stays).any():
+        torn = next(a for a in space.axes if (gone & stays)[roots[a.ids]].any())
+        raise _Unproved(f"the plan removes some slices of a channel and keeps others, along {torn}")
+    present: Mask = ~gone[roots]
+    return present
+
+
+def _readings_of(session: Session, plan: Plan) -> Decisions:
+    """The readings of split dimensions under which the plan removes whole channels."""
+    decisions = Decisions()
+    graph = session.discover(decisions)
+    for key, readings in _ambiguous(graph).items():
+        for reading in readings:
+            tried = replace(decisions, readings={**decisions.readings, key: reading})
+            tried_graph = session.discover(tried)
+            try:
+                _present(tried_graph.space, tried_graph.roots, plan)
+            except _Unproved:
+                continue
+            decisions = tried
+            break
+    return decisions
+
+
+def _ambiguous(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
+    nodes = (node for record in graph.records for node in record.nodes if node.readings)
+    return {reading_key(n.line, n.op): n.readings for n in nodes}
+
+
+def _check_pair(plan: Plan, dense: nn.Module, pruned: nn.Module) -> None:
+    shapes = {name: tuple(t.shape) for name, t in named_tensors(dense).items()}
+    if shapes != dict(plan.shapes):
+        raise PlanError(
+            f"The plan that the pruned model carries was not made for this {type(dense).__name__}: give the model "
+            "that was pruned, as it was before."
+        )
+    for name, tensor in named_tensors(pruned).items():
+        expected = [len(plan.kept.get(name, {}).get(d, range(n))) for d, n in enumerate(shapes.get(name, ()))]
+        if name not in shapes or list(tensor.shape) != expected:
+            raise PlanError(f"{name} of the pruned model is {list(tensor.shape)}, its plan says {expected}.")
+
+
+def _first_changed_tensor(plan: Plan, dense: nn.Module, pruned: nn.Module) -> str:
+    """The first parameter or buffer of the pruned model that is not the planned slice of the dense one's."""
+    originals, cut = named_tensors(dense), plan.cut
+    for name, tensor in named_tensors(pruned).items():
+        expected = sliced(originals[name], cut.kept.get(name, {}))
+        if tensor.device != expected.device or tensor.dtype != expected.dtype or not torch.equal(tensor, expected):
+            return name
+    return ""
+
+
+def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    return op.func(*args, **kwargs)
+
+
+def _randomised(model: nn.Module) -> nn.Module:
+    """A float64 copy with random parameters, and buffers moved away from special values."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor.detach().clone()
+        noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+        if not isinstance(tensor, nn.Parameter):
+            values = tensor.detach().double().cpu()
+            # Statistics: a variance stays positive, a mean does not stay zero.
+            positive = bool((values > 0).all())
+            return (values * (0.5 + noise) if positive else values + noise - 0.5).to(tensor.device)
+        if tensor.ndim > 1:
+            fan_in = max(1, tensor.numel() // tensor.shape[0])
+            values = (noise - 0.5) * (12 / fan_in) ** 0.5
+        else:
+            values = (noise + 0.5) * torch.where(noise * 1e6 % 1 < 0.3, -1.0, 1.0)
+        return nn.Parameter(values.to(tensor.device))
+
+    return duplicate(model, random, _doubled)
+
+
+def _doubled(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()
+
+
+def _random_input(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)

@@ -1,0 +1,159 @@
+"""Runs a network with channels masked at the operators, and mixing operators made elementwise.
+
+A channel is masked where it is read: one operand of every contraction is zeroed along it. An
+operator that takes a statistic over channels has no exact counterpart among the masked ones (a
+mean over half of the channels is another mean), so in both networks a surrogate takes its place
+that keeps channels apart, or that sums over what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from structprune.graph.call import dims_of
+from structprune.graph.operators import Operator, tensors_of
+from structprune.graph.record import Node, Operand
+from structprune.graph.slices import Mask
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """What stands in for a mixing operator.
+
+    Attributes:
+        fill: What masked entries are set to before.
+        function: Called with the operator's arguments by name; ``None``: the operator itself.
+    """
+
+    fill: float = 0.0
+    function: Callable[[dict[str, Any]], Any] | None = None
+
+
+class UnprovableError(Exception):
+    """A mixing operator has no surrogate."""
+
+
+class MaskedRun:
+    """Runs operators for a replay, with the channels outside ``present`` masked."""
+
+    def __init__(self, present: Mask) -> None:
+        self._present = present
+        self.mixed: list[str] = []
+
+    def __call__(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run one operator; ``node`` is the dense network's run of it."""
+        if node.operands:
+            # One operand is enough: what is multiplied with zero is gone.
+            args, kwargs = self._masked(node.operands[:1], 0.0, args, kwargs)
+        if node.mixed:
+            self.mixed.append(node.where)
+            surrogate = SURROGATES.get(op.name.removeprefix("aten::"))
+            if surrogate is None:
+                raise UnprovableError(f"{node.where} mixes channels and has no surrogate")
+            args, kwargs = self._masked(node.mixed, surrogate.fill, args, kwargs)
+            if surrogate.function is not None:
+                arguments = {**op.defaults, **dict(zip(op.parameters, args, strict=False)), **kwargs}
+                out = op.func(*args, **kwargs)
+                first, *rest = out if isinstance(out, tuple) else (out,)
+                # Into the operator's own result, whose strides decide which kernels come next. The
+                # statistics that a normalisation saves besides are read by nothing.
+                first.copy_(surrogate.function(arguments))
+                if op.name in ("aten::var_mean", "aten::std_mean"):
+                    rest = [_over(_sum)(arguments)]
+                return (first, *rest) if isinstance(out, tuple) else first
+        return op.func(*args, **kwargs)
+
+    def _masked(
+        self, operands: Sequence[Operand], fill: float, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
+        tensors = [t for a in (*args, *kwargs.values()) for t in tensors_of(a)]
+        for operand in operands:
+            gone = ~self._present[operand.ids]
+            if gone.any():
+                original = tensors[operand.position]
+                index = torch.from_numpy(gone.nonzero()[0]).to(original.device)
+                replaced = original.index_fill(operand.dim, index, fill)
+
+                def swap(t: torch.Tensor, old: torch.Tensor = original, new: torch.Tensor = replaced) -> torch.Tensor:
+                    return new if t is old else t
+
+                args, kwargs = tree_map_only(torch.Tensor, swap, (list(args), kwargs))
+                tensors[operand.position] = replaced
+        return args, kwargs
+
+
+def _affine(first: int) -> Callable[[dict[str, Any]], Any]:
+    """``x * weight + bias`` with the weight along the dimensions from ``first`` on."""
+
+    def normalise(a: dict[str, Any]) -> Any:
+        x = a["input"]
+        scaled = x.clone()
+        rank = len(a["normalized_shape"]) if "normalized_shape" in a else 1
+        begin = x.ndim - rank if first < 0 else first
+        shape = [1] * begin + list(x.shape[begin : begin + rank]) + [1] * (x.ndim - begin - rank)
+        if a.get("weight") is not None:
+            scaled = scaled * a["weight"].reshape(shape)
+        if a.get("bias") is not None:
+            scaled = scaled + a["bias"].reshape(shape)
+        return scaled
+
+    return normalise
+
+
+def _over(function: Callable[..., torch.Tensor]) -> Callable[[dict[str, Any]], Any]:
+    """A reduction over the operator's dimensions, kept or not as it keeps them."""
+
+    def reduce(a: dict[str, Any]) -> Any:
+        x = a["self"]
+        return function(x, dims_of(a.get("dim"), x.ndim), bool(a.get("keepdim", False)))
+
+    return reduce
+
+
+def _sum(x: torch.Tensor, dims: list[int], keepdim: bool) -> torch.Tensor:
+    return x.sum(dims, keepdim)
+
+
+def _squares(x: torch.Tensor, dims: list[int], keepdim: bool) -> torch.Tensor:
+    return (x * x).sum(dims, keepdim)
+
+
+_SOFT = Surrogate(function=lambda a: torch.tanh(a["self"]))
+_LOWEST, _HIGHEST = Surrogate(float("-inf")), Surrogate(float("inf"))
+_SUM, _SQUARES = Surrogate(function=_over(_sum)), Surrogate(function=_over(_squares))
+SURROGATES: dict[str, Surrogate] = {
+    "native_layer_norm": Surrogate(function=_affine(-1)),
+    "native_group_norm": Surrogate(function=_affine(1)),
+    "native_batch_norm": Surrogate(function=_affine(1)),
+    "_native_batch_norm_legit": Surrogate(function=_affine(1)),
+    "_fused_rms_norm": Surrogate(function=_affine(-1)),
+    "_softmax": _SOFT,
+    "softmax": _SOFT,
+    "_safe_softmax": _SOFT,
+    "_log_softmax": _SOFT,
+    "log_softmax": _SOFT,
+    "mean": _SUM,
+    "sum": Surrogate(),
+    "nansum": Surrogate(),
+    "var": _SQUARES,
+    "std": _SQUARES,
+    "var_mean": _SQUARES,
+    "std_mean": _SQUARES,
+    "linalg_vector_norm": Surrogate(),
+    "norm": Surrogate(),
+    "prod": Surrogate(1.0),
+    "cumsum": Surrogate(),
+    "logcumsumexp": _LOWEST,
+    "logsumexp": _LOWEST,
+    "amax": _LOWEST,
+    "max": _LOWEST,
+    "amin": _HIGHEST,
+    "min": _HIGHEST,
+    "_weight_norm_interface": Surrogate(),
+    "renorm": Surrogate(),
+}
