@@ -89,12 +89,15 @@ def plan_pruning(
     settings = read_settings(ratio, granularity, list(named_tensors(model)), options)
     session = Session(model, example_inputs)
 
+    selections: dict[int, Selection] = {}
+
     def choose(graph: DependencyGraph) -> Mask:
-        return _select(model, graph, settings).present
+        selections.clear()
+        selections[id(graph)] = _select(model, graph, settings)
+        return selections[id(graph)].present
 
     resolved = resolve(session, choose)
-    selection = _select(model, resolved.graph, settings)
-    plan = _plan(model, resolved, selection, settings)
+    plan = _plan(model, resolved, selections[id(resolved.graph)], settings)
     if not plan.kept and _asks_for_something(settings):
         raise NothingToPruneError(_nothing(plan, settings))
     if plan.kept and not settings.allow_untraced:

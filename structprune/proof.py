@@ -117,12 +117,12 @@ def _compare(
     present = _present(space, coupling.roots(), plan)
 
     masked_run = MaskedRun(present)
-    masked = _replayed(dense, calls, Replay(plain, coupling.roots(), None, np.ones_like(present), masked_run), labels)
+    masked = _replayed(dense, calls, Replay(plain, space, coupling.roots(), None, np.ones_like(present), masked_run), labels)
     left: dict[str, Labels] = {
         name: tuple(None if ids is None else ids[present[ids]] for ids in axes) for name, axes in labels.items()
     }
     cut_run = MaskedRun(np.ones_like(present))
-    cut = _replayed(pruned, calls, Replay(plain, coupling.roots(), None, present, cut_run), left)
+    cut = _replayed(pruned, calls, Replay(plain, space, coupling.roots(), None, present, cut_run), left)
     return _verdict(_outputs(plain), _outputs(masked), _outputs(cut), tuple(dict.fromkeys(masked_run.mixed)))
 
 

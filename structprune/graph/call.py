@@ -26,6 +26,9 @@ class Recorder(Protocol):
     def fresh(self, node: Node, count: int) -> Ids:
         """Ids for a dimension of ``count`` that may shrink with whatever it meets."""
 
+    def is_filling(self, ids: Ids) -> bool:
+        """Whether no axis of a tensor has these ids."""
+
     def choose(self, node: Node, readings: tuple[str, ...]) -> str:
         """One of the ways in which the operator can be read."""
 
@@ -131,6 +134,10 @@ class Call:
         ids = self.fresh(count)
         self.freeze(ids, reason)
         return ids
+
+    def is_filling(self, ids: Ids) -> bool:
+        """Whether these are labels of :meth:`fresh`, which no tensor's axis has."""
+        return self._recorder.is_filling(ids)
 
     def contract(self, tensor: torch.Tensor, dim: int) -> None:
         """Say that the operator sums over this dimension of an operand."""

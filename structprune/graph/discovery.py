@@ -83,6 +83,10 @@ class Discovery:
         """New ids."""
         return self._space.fresh(count)
 
+    def is_filling(self, ids: Ids) -> bool:
+        """Whether no axis of a tensor has these ids."""
+        return self._space.is_filling(ids)
+
     def choose(self, node: Node, readings: tuple[str, ...]) -> str:
         """The reading decided for this source line, else the first."""
         node.line = source_line()

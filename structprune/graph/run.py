@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from structprune.graph.operators import Operator, tensors_of
+from structprune.graph.shapes import IN_PLACE_SHAPERS, SHAPERS
 
 _FACTORIES = frozenset(
     f"aten::{name}"
@@ -31,7 +32,9 @@ def run_on_meta(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> An
             kwargs = {**kwargs, "device": torch.device("cpu")}
         return op.func(*args, **kwargs)
     if all(t.is_meta for t in tensors):
-        return op.func(*args, **kwargs)
+        shaper = (IN_PLACE_SHAPERS if op.in_place else SHAPERS).get(op.name)
+        out = shaper(args, kwargs) if shaper is not None else None
+        return op.func(*args, **kwargs) if out is None else out
 
     def to_meta(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and not value.is_meta and value.ndim:

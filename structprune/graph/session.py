@@ -41,6 +41,7 @@ class Session:
         self.calls: dict[bool, Invocations] = {}
         self.examples: Invocations = []
         self._first: DependencyGraph | None = None
+        self._mode = False
         given = example_inputs is not None
         candidates = [read_inputs(example_inputs)] if given else infer_inputs(model)
         self._settle(candidates, given)
@@ -58,8 +59,8 @@ class Session:
 
     def follow(self, model: nn.Module, observer: Observer, labels: dict[str, Labels]) -> Record:
         """Run one mode of a (dense or cut) replica under an observer."""
-        calls = self.calls[observer.record.training]
-        return follow(model, calls, observer, labels)
+        self._mode = observer.record.training
+        return follow(model, self.calls[self._mode], observer, labels)
 
     def _space(self) -> tuple[SliceSpace, Coupling, dict[str, Labels]]:
         space = SliceSpace()
@@ -68,47 +69,50 @@ class Session:
 
     def _settle(self, candidates: Iterable[Invocations], given: bool) -> None:
         """Take the first inputs that run in both modes, else the first that run in evaluation."""
-        errors: list[str] = []
-        fallback: tuple[Invocations, DependencyGraph, Exception] | None = None
+        refused: list[str] = []
+        evaluated: tuple[Invocations, Exception] | None = None
         for candidate in candidates:
-            on_meta = [call.mapped(to_meta) for call in candidate]
-            self.calls = {False: on_meta}
-            try:
-                self._first = self.discover(Decisions())
-            except StructPruneError:
-                raise
-            except Exception as error:
-                errors.append(f"{', '.join(map(str, candidate))}: {_brief(error)}")
-                if given:
-                    raise InputError(
-                        f"{self.model_name} does not run with the example inputs {errors[-1]}. Give inputs that its "
-                        "forward takes: a tensor, a tuple, a dict of keyword arguments, or a callable model -> output."
-                    ) from error
+            failure = self._failure(candidate)
+            if failure is None:
+                return
+            in_training, error = failure
+            if in_training:
+                evaluated = evaluated or (candidate, error)
                 continue
-            eval_graph, self._first = self._first, None
-            self.examples = candidate
-            for in_training in ([call.for_training() for call in on_meta], on_meta):
-                self.calls = {False: on_meta, True: in_training}
-                try:
-                    self._first = self.discover(Decisions())
-                    return
-                except StructPruneError:
-                    raise
-                except Exception as error:
-                    failure = error
-            if fallback is None:
-                fallback = (candidate, eval_graph, failure)
+            refused.append(f"{', '.join(map(str, candidate))}: {_brief(error)}")
             if given:
-                break
-        if fallback is None:
-            tried = "; ".join(errors[:3]) or "nothing could be guessed from its first layer"
+                raise InputError(
+                    f"{self.model_name} does not run with the example inputs {refused[-1]}. Give inputs that its "
+                    "forward takes: a tensor, a tuple, a dict of keyword arguments, or a callable model -> output."
+                ) from error
+        if evaluated is None:
+            tried = "; ".join(refused[:3]) or "nothing could be guessed from its first layer"
             raise InputError(
                 f"The inputs of {self.model_name} could not be inferred (tried {tried}). Give example_inputs: a tensor, "
                 "a tuple of arguments, a dict of keyword arguments, or a callable model -> output."
             )
-        self.examples, self._first, failure = fallback
+        self.examples, error = evaluated
         self.calls = {False: [call.mapped(to_meta) for call in self.examples]}
-        self.notes.append(f"not traced in training mode: {_brief(failure)}")
+        self._first = self.discover(Decisions())
+        self.notes.append(f"not traced in training mode: {_brief(error)}")
+
+    def _failure(self, candidate: Invocations) -> tuple[bool, Exception] | None:
+        """Trace with these inputs; the mode that fails, and how, or ``None``."""
+        self.examples = candidate
+        on_meta = [call.mapped(to_meta) for call in candidate]
+        failure: tuple[bool, Exception] | None = None
+        for in_training in ([call.for_training() for call in on_meta], on_meta):
+            self.calls = {False: on_meta, True: in_training}
+            try:
+                self._first = self.discover(Decisions())
+                return None
+            except StructPruneError:
+                raise
+            except Exception as error:
+                failure = self._mode, error
+                if not self._mode:
+                    break
+        return failure
 
 
 def follow(model: nn.Module, calls: Invocations, observer: Observer, labels: dict[str, Labels]) -> Record:

@@ -65,6 +65,11 @@ class SliceSpace:
         self.size += count
         return ids
 
+    def is_filling(self, ids: Ids) -> bool:
+        """Whether none of ``ids`` lies on a tensor's axis; all tensors are added before the first fresh id."""
+        last = self.axes[-1]
+        return bool((ids >= last.start + last.size).all())
+
     def axes_of(self, ids: Ids) -> list[Axis]:
         """The distinct axes that ``ids`` lie on; ids handed out by :meth:`fresh` lie on none."""
         if self._starts is None:

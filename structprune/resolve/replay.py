@@ -11,7 +11,7 @@ import torch
 
 from structprune.graph.operators import Operator, tensors_of
 from structprune.graph.record import Node, Output, Record
-from structprune.graph.slices import Ids, Labels, Mask
+from structprune.graph.slices import Ids, Labels, Mask, SliceSpace
 
 T = TypeVar("T")
 Runner = Callable[[Node, Operator, Sequence[Any], dict[str, Any]], Any]
@@ -44,7 +44,10 @@ class Replay:
     then lists every mismatch.
     """
 
-    def __init__(self, dense: Record, roots: Ids, stuck: Mask | None, present: Mask, run: Runner) -> None:
+    def __init__(
+        self, dense: Record, space: SliceSpace, roots: Ids, stuck: Mask | None, present: Mask, run: Runner
+    ) -> None:
+        self._space = space
         self.record = Record(dense.training)
         self.mismatches: list[Mismatch] = []
         self._expected = [n for n in dense.nodes if n.op != "input" and not n.op.startswith("parameter::")]
@@ -162,6 +165,10 @@ class Replay:
             return np.zeros(count, dtype=np.int64)
         self._fresh_taken += 1
         return self.kept(dense.fresh[self._fresh_taken - 1])
+
+    def is_filling(self, ids: Ids) -> bool:
+        """Whether no axis of a tensor has these ids."""
+        return self._space.is_filling(ids)
 
     def choose(self, node: Node, readings: tuple[str, ...]) -> str:
         """The reading that was taken for the dense network."""

@@ -34,7 +34,7 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
     mismatches: list[Mismatch] = []
     macs = 0
     for dense in graph.records:
-        replay = Replay(dense, graph.roots, graph.stuck, present, _on_meta)
+        replay = Replay(dense, graph.space, graph.roots, graph.stuck, present, _on_meta)
         try:
             record = session.follow(replica, replay, labels)
             replay.end()

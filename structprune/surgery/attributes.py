@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -27,32 +28,32 @@ def layer_changes(model: nn.Module, graph: DependencyGraph, present: Mask) -> tu
     """The attributes of torch.nn's layers that the cut changes.
 
     The rules say which sizes each operator was given (:meth:`Call.size`); the layer that ran the
-    operator holds them. A layer whose weight another module uses never ran: it goes by the weight.
+    operator holds them.
     """
+    modules = dict(model.named_modules())
     changes: dict[tuple[str, str], AttributeChange] = {}
     for record in graph.records:
         for node in record.nodes:
-            if node.sizes:
-                module = model.get_submodule(node.module)
-                names = _held_by(module)
-                for size in node.sizes:
-                    if size.name in names:
-                        known = changes.get((node.module, size.name))
-                        new = _followed(getattr(module, size.name), known.new if known else None, size, present)
-                        if new is not None and new != getattr(module, size.name):
-                            old = getattr(module, size.name)
-                            changes[node.module, size.name] = AttributeChange(node.module, size.name, old, new)
+            names = _held_by(type(modules[node.module])) if node.sizes else ()
+            for size in node.sizes:
+                if size.name in names:
+                    held = getattr(modules[node.module], size.name)
+                    known = changes.get((node.module, size.name))
+                    new = _followed(held, known.new if known else held, size, present)
+                    if new is not None and new != held:
+                        changes[node.module, size.name] = AttributeChange(node.module, size.name, held, new)
     return tuple(changes.values())
 
 
-def _held_by(module: nn.Module) -> frozenset[str]:
-    return frozenset().union(*(names for kind, names in _HELD.items() if isinstance(module, kind)))
+@cache
+def _held_by(kind: type[nn.Module]) -> frozenset[str]:
+    return frozenset().union(*(names for base, names in _HELD.items() if issubclass(kind, base)))
 
 
 def _followed(held: Any, so_far: Any, size: SizeHeld, present: Mask) -> Any:
     """The new value of an attribute, or ``None`` if it does not count these slices."""
     if size.entry is not None:
-        entries = list(so_far if so_far is not None else held)
+        entries = list(so_far)
         entries[size.entry] = int(present[size.ids].sum())
         return tuple(entries)
     if held == len(size.ids):

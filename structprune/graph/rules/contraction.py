@@ -114,18 +114,6 @@ def dot(call: Call) -> Labels:
     return ()
 
 
-@rule("linear")
-def linear(call: Call) -> Labels:
-    """``x @ w.T + bias`` where it is one operator."""
-    x, weight = call.tensors[0], call.tensors[1]
-    last = len(call.shape(x)) - 1
-    call.couple(call.labels(x)[last], call.labels(weight)[1], _FIXED)
-    call.contract(x, last)
-    call.contract(weight, 1)
-    labels = (*call.labels(x)[:last], call.produce(weight, 0))
-    return _with_bias(call, call.tensors[2], labels) if len(call.tensors) > 2 else labels
-
-
 def _product(call: Call, a: torch.Tensor, b: torch.Tensor) -> Labels:
     rank = len(call.shape(a))
     call.couple(call.labels(a)[rank - 1], call.labels(b)[rank - 2], _FIXED)
@@ -155,8 +143,6 @@ def _with_bias(call: Call, bias: torch.Tensor, labels: Labels) -> Labels:
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_attention_math",
-    "scaled_dot_product_attention",
 )
 def attention(call: Call) -> Labels:
     """``softmax(q @ k.T / sqrt(d)) @ v`` over ``(batch, head, token, width)``."""

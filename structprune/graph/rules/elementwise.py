@@ -11,28 +11,29 @@ from structprune.graph.operators import rule
 from structprune.graph.slices import Ids, Labels
 
 _UNARY = """
-    abs absolute acos acosh alias angle asin asinh atan atanh bernoulli bitwise_not cauchy ceil celu clamp
-    clamp_max clamp_min clone conj_physical contiguous cos cosh deg2rad detach digamma elu erf erfc erfinv
-    exp exp2 expm1 exponential fix floor frac gelu geometric glu_jvp hardshrink hardsigmoid hardswish hardtanh
-    i0 isfinite isinf isnan leaky_relu lgamma lift lift_fresh log log10 log1p log2 log_normal
-    log_sigmoid_forward logical_not logit mish nan_to_num neg normal normal_functional positive rad2deg random
-    reciprocal relu relu6 round rsqrt selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink
-    sqrt square tan tanh threshold trunc uniform _to_copy fill zero _conj native_dropout rrelu_with_noise
-    sigmoid_backward
+    abs acos acosh alias angle asin asinh atan atanh bernoulli bitwise_not ceil celu clamp clamp_max clamp_min
+    clone cos cosh deg2rad detach digamma elu erf erfc erfinv exp exp2 expm1 exponential floor frac
+    gelu hardshrink hardsigmoid hardswish hardtanh i0 isinf isnan leaky_relu lgamma lift lift_fresh log log10 log1p
+    log2 log_sigmoid_forward logical_not logit mish nan_to_num native_dropout neg normal rad2deg random reciprocal
+    relu round rrelu_with_noise rsqrt sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink sqrt tan tanh
+    threshold trunc uniform _to_copy fill zero
 """.split()
 _POINTWISE = """
-    add addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor copy
-    copysign div eq floor_divide fmax fmin fmod ge gt heaviside hypot le lerp logaddexp logaddexp2 logical_and
-    logical_or logical_xor lt masked_fill maximum minimum mul ne nextafter pow remainder rsub special_xlog1py
-    sub where xlogy _prelu_kernel __and__ __or__ __xor__ true_divide
+    add addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor copy copysign
+    div eq floor_divide fmax fmin fmod ge gt heaviside hypot le lerp logaddexp logaddexp2 logical_and logical_or
+    logical_xor lt masked_fill maximum minimum mul ne nextafter pow remainder rsub special_xlog1py sub where xlogy
+    _prelu_kernel
 """.split()
 
 
 @rule(*_UNARY)
 def unary(call: Call) -> Labels | list[Labels]:
-    """``y[i] = f(x[i])``: the labels pass."""
-    labels = call.labels(call.tensors[0])
-    return [labels] * 2 if call.op in ("native_dropout", "log_sigmoid_forward") else labels
+    """``y[i] = f(x[i])``, with parameters that may be tensors: the labels pass."""
+    labels = meet(call, call.tensors, call.out_shape()) if len(call.tensors) > 1 else call.labels(call.tensors[0])
+    if isinstance(call.out, tuple):
+        # A mask or buffer beside the result; some backends leave it empty.
+        return [labels if t.shape == call.out[0].shape else (None,) * t.ndim for t in call.out]
+    return labels
 
 
 @rule(*_POINTWISE)
@@ -70,9 +71,9 @@ def meet(call: Call, tensors: Sequence[torch.Tensor], out_shape: Sequence[int]) 
     return tuple(result)
 
 
-@rule("_foreach_add", "_foreach_mul", "_assert_async", "_assert_tensor_metadata", "_local_scalar_dense", "item")
+@rule("_local_scalar_dense")
 def leaves_the_tracer(call: Call) -> list[Labels]:
-    """What becomes a Python number, or is one of many tensors, is lost from sight."""
+    """What becomes a Python number is lost from sight."""
     call.freeze_all("is read by Python code")
     return []
 

@@ -71,7 +71,7 @@ def embedding(call: Call) -> Labels:
     return (*call.labels(index), ids)
 
 
-@rule("gather", "take_along_dim")
+@rule("gather")
 def gather(call: Call) -> Labels:
     """``x[index]`` along one dimension."""
     call.freeze_all("is indexed by position")

@@ -16,7 +16,7 @@ FROZEN = "frozen"
 Block = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy", "unflatten", "flatten")
+@rule("view", "_unsafe_view", "_reshape_alias", "_reshape_copy", "view_copy")
 def view(call: Call) -> Labels:
     """Merge and split dimensions. Where one that shrinks is split, any of its parts may shrink."""
     x = call["self"]
@@ -40,16 +40,24 @@ def _block(call: Call, x: torch.Tensor, inputs: Sequence[int], outputs: Sequence
         return nothing
     if len(inputs) == len(outputs) == 1:
         return [labels[inputs[0]]]
-    if len(wide) > 1 or not outputs:
-        for d in labelled:
+    carrier = _carrier(call, [(d, labels[d]) for d in wide])
+    for d in labelled:
+        if d != carrier or not outputs:
             call.freeze(labels[d], "is merged with another dimension that may shrink" if outputs else "is dropped")
+    ids = labels[carrier] if carrier is not None else None
+    if ids is None or not outputs:
         return nothing
-    ids = labels[wide[0]]
-    assert ids is not None
-    place = [len(ids) if d == wide[0] else 1 for d in inputs]
+    place = [len(ids) if d == carrier else 1 for d in inputs]
     spread = np.broadcast_to(ids.reshape(place), [x.shape[d] for d in inputs])
     grid = spread.reshape([call.out.shape[d] for d in outputs])
     return split_labels(call, grid, [dense[d] for d in outputs])
+
+
+def _carrier(call: Call, labelled: list[tuple[int, Ids | None]]) -> int | None:
+    """The dimension that goes on shrinking in a merger: the one that is not only filled up, if it is alone."""
+    if len(labelled) > 1:
+        labelled = [(d, ids) for d, ids in labelled if ids is not None and not call.is_filling(ids)]
+    return labelled[0][0] if len(labelled) == 1 else None
 
 
 def split_labels(call: Call, grid: Ids, dense: Sequence[int]) -> list[Ids | None]:
@@ -120,14 +128,14 @@ def dimension_blocks(before: Sequence[int], after: Sequence[int]) -> list[Block]
     return blocks
 
 
-@rule("permute", "transpose", "t", "swapaxes", "numpy_T", "movedim", "permute_copy", "transpose_copy", "t_copy")
+@rule("permute", "transpose", "t", "permute_copy", "transpose_copy", "t_copy")
 def permute(call: Call) -> Labels:
     """Reorder the dimensions."""
     x = call["self"]
     order = list(range(x.ndim))
     if call.op.startswith("permute"):
         order = [normalised(d, x.ndim) for d in call["dims"]]
-    elif call.op == "t":
+    elif call.op in ("t", "t_copy"):
         order.reverse()
     elif x.ndim:
         a, b = (normalised(call[name], x.ndim) for name in ("dim0", "dim1"))
@@ -159,7 +167,7 @@ def unsqueeze(call: Call) -> Labels:
     return (*labels[:dim], None, *labels[dim:])
 
 
-@rule("expand", "expand_copy", "broadcast_to")
+@rule("expand", "expand_copy")
 def expand(call: Call) -> Labels:
     """Repeat entries along dimensions of one: all alike there, so they may shrink with others."""
     x = call["self"]
@@ -176,7 +184,7 @@ def expand(call: Call) -> Labels:
     return tuple(labels)
 
 
-@rule("repeat", "tile")
+@rule("repeat")
 def repeat(call: Call) -> Labels:
     """Set copies of the whole side by side."""
     x, repeats = call["self"], list(call["repeats"])
@@ -194,20 +202,7 @@ def repeat(call: Call) -> Labels:
     return tuple(labels)
 
 
-@rule("repeat_interleave")
-def repeat_interleave(call: Call) -> Labels:
-    """Set copies of every entry side by side."""
-    x, count = call["self"], call["repeats"] if "repeats" in call else None
-    if not isinstance(count, int) or call["dim"] is None:
-        call.freeze_all("is repeated by a tensor of counts")
-        return (None,) * call.out.ndim
-    dim = normalised(call["dim"], x.ndim)
-    return tuple(
-        np.repeat(ids, count) if d == dim and ids is not None else ids for d, ids in enumerate(call.labels(x))
-    )
-
-
-@rule("flip", "fliplr", "flipud")
+@rule("flip")
 def flip(call: Call) -> Labels:
     """Reverse dimensions."""
     x = call["self"]
@@ -242,7 +237,7 @@ def roll(call: Call) -> Labels:
     return tuple(labels)
 
 
-@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle")
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
 def shuffle(call: Call) -> Labels:
     """Move factors of the channels to space or back, or mix two factors of the channels."""
     x = call["self"]
@@ -273,6 +268,8 @@ def im2col(call: Call) -> Labels:
     x = call["self"]
     lead = call.labels(x)[:-3]
     ids = call.labels(x)[-3]
+    for spatial in call.labels(x)[-2:]:
+        call.freeze(spatial, "is slid over by a window")
     return (*lead, None if ids is None else np.repeat(ids, prod(call["kernel_size"])), None)
 
 
@@ -281,6 +278,7 @@ def col2im(call: Call) -> Labels:
     """``(n, c * kernel, windows)`` to ``(n, c, h, w)``."""
     x = call["self"]
     ids = call.labels(x)[-2]
+    call.freeze(call.labels(x)[-1], "is a dimension of windows")
     if ids is not None:
         taps = ids.reshape(-1, prod(call["kernel_size"]))
         call.couple(taps.ravel(), taps[:, :1].repeat(taps.shape[1], 1).ravel(), "")
@@ -288,7 +286,7 @@ def col2im(call: Call) -> Labels:
     return (*call.labels(x)[:-2], ids, None, None)
 
 
-@rule("unfold", "as_strided", "diagonal", "diag_embed", "tril", "triu", "diag", "rot90", "trace", "combinations")
+@rule("unfold", "as_strided", "diagonal", "diag_embed", "tril", "triu", "rot90", "trace")
 def positional(call: Call) -> Labels:
     """What happens depends on positions: the dimensions it works on stay."""
     x = call["self"]
@@ -304,7 +302,7 @@ def positional(call: Call) -> Labels:
     return (*kept, *(None,) * (call.out.ndim - x.ndim))[: call.out.ndim]
 
 
-@rule("view_as_real", "view_as_complex", "real", "imag", "_neg_view", "resolve_conj", "resolve_neg")
+@rule("view_as_real", "view_as_complex", "_neg_view")
 def complex_parts(call: Call) -> Labels:
     """Complex numbers as pairs, and back."""
     labels = call.labels(call["self"])

@@ -19,7 +19,6 @@ _FIXED = "meets a statistic of fixed size"
     "_native_batch_norm_legit",
     "_native_batch_norm_legit_no_training",
     "cudnn_batch_norm",
-    "batch_norm",
     "_batch_norm_with_update",
     "_batch_norm_no_update",
 )
@@ -29,7 +28,7 @@ def batch_norm(call: Call) -> list[Labels]:
     labels = call.labels(x)
     for tensor in call.tensors[1:]:
         call.couple(labels[1], call.labels(tensor)[0], _FIXED)
-    training = bool(call["training"]) if "training" in call else "no_update" not in call.op
+    training = bool(call["training"]) if "training" in call else call.op == "_batch_norm_with_update"
     for dim, ids in enumerate(labels):
         if dim != 1 and ids is not None and training:
             call.mix(x, dim)
@@ -39,7 +38,7 @@ def batch_norm(call: Call) -> list[Labels]:
     return [labels] + [(labels[1] if t.shape == (channels,) else None,) * t.ndim for t in _rest(call)]
 
 
-@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+@rule("native_layer_norm", "_fused_rms_norm")
 def layer_norm(call: Call) -> list[Labels]:
     """Statistics over the last dimensions: they mix what they run over."""
     x = call.tensors[0]
@@ -80,7 +79,7 @@ def group_norm(call: Call) -> list[Labels]:
     return [labels] + [(labels[0], None)] * (len(_rest(call)))
 
 
-@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "logcumsumexp", "_safe_softmax")
+@rule("_softmax", "_log_softmax", "cumsum", "logcumsumexp", "_safe_softmax")
 def over_one_dim(call: Call) -> Labels:
     """A statistic over one dimension that keeps it: the dimension mixes."""
     x = call.tensors[0]

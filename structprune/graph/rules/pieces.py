@@ -12,7 +12,7 @@ from structprune.graph.rules.movement import FROZEN
 from structprune.graph.slices import Ids, Labels
 
 
-@rule("cat", "concat", "concatenate", "_cat")
+@rule("cat")
 def cat(call: Call) -> Labels:
     """Lay tensors end to end along one dimension; along the others they meet."""
     parts = [t for t in call.tensors if call.shape(t) != (0,)]
@@ -54,7 +54,7 @@ def _meet_beside(call: Call, parts: list[torch.Tensor], dim: int, shape: list[in
     return tuple(result)
 
 
-@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes", "tensor_split")
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
 def split(call: Call) -> list[Labels]:
     """Cut a dimension into stretches, which must shrink alike."""
     x = call["self"]
@@ -73,7 +73,7 @@ def split(call: Call) -> list[Labels]:
     return result
 
 
-@rule("slice", "slice_copy", "narrow")
+@rule("slice", "slice_copy")
 def slice_(call: Call) -> Labels:
     """A stretch of a dimension, or every ``step``-th entry of it."""
     x = call["self"]

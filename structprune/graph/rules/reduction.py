@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from structprune.graph.call import Call, dims_of
+from structprune.graph.call import Call, dims_of, normalised
 from structprune.graph.operators import rule
 from structprune.graph.slices import Ids, Labels
 
 
 @rule(
-    "mean", "sum", "nansum", "nanmean", "var", "std", "amax", "amin", "logsumexp", "linalg_vector_norm",
-    "norm", "prod", "any", "all", "frobenius_norm", "count_nonzero",
+    "mean", "sum", "nansum", "var", "std", "amax", "amin", "logsumexp", "linalg_vector_norm",
+    "norm", "prod", "any", "all", "count_nonzero",
 )  # fmt: skip
 def reduction(call: Call) -> Labels:
     """A statistic over ``dim``: labelled dimensions among them mix."""
     return _reduced(call)
 
 
-@rule("var_mean", "std_mean", "aminmax")
+@rule("var_mean", "std_mean")
 def two_reductions(call: Call) -> list[Labels]:
     """Two statistics over the same dimensions."""
     labels = _reduced(call)
@@ -42,11 +42,11 @@ def index_of_extreme(call: Call) -> Labels:
     return _indices(call)
 
 
-@rule("sort", "topk", "cummax", "cummin", "argsort", "unique_dim", "searchsorted", "bucketize")
+@rule("sort", "topk", "cummax", "cummin")
 def order(call: Call) -> list[Labels]:
     """Positions along a dimension, which keeps its place in the output."""
     x = call.tensors[0]
-    dim = call["dim"] % x.ndim if "dim" in call and x.ndim else 0
+    dim = normalised(call["dim"], x.ndim)
     call.freeze(call.labels(x)[dim], f"is ordered by {call.op}")
     kept = tuple(None if d == dim else ids for d, ids in enumerate(call.labels(x)))
     return [kept, kept]

@@ -10,12 +10,13 @@ _RANKS = {"1d": 1, "2d": 2, "3d": 3}
 
 
 @rule(
-    *(f"{kind}_pool{rank}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max") for rank in (1, 2, 3)),
+    *(f"avg_pool{rank}d" for rank in (2, 3)),
+    *(f"adaptive_max_pool{rank}d" for rank in (2, 3)),
     *(f"_adaptive_avg_pool{rank}d" for rank in (2, 3)),
     *(f"max_pool{rank}d_with_indices" for rank in (2, 3)),
     *(f"{pad}_pad{rank}d" for pad in ("reflection", "replication") for rank in (1, 2, 3)),
     *(f"upsample_{kind}" for kind in ("linear1d", "trilinear3d")),
-    *(f"upsample_{kind}2d" for kind in ("bilinear", "bicubic", "_bilinear_aa", "_bicubic_aa")),
+    *(f"upsample_{kind}2d" for kind in ("bilinear", "bicubic")),
     *(f"upsample_nearest{rank}d" for rank in (1, 2, 3)),
     *(f"_upsample_nearest_exact{rank}d" for rank in (1, 2, 3)),
     "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "mkldnn_max_pool2d",
@@ -31,10 +32,11 @@ def window(call: Call) -> list[Labels]:
     return [kept] * (len(call.out) if isinstance(call.out, tuple) else 1)
 
 
-@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+@rule("grid_sampler_2d", "grid_sampler_3d")
 def grid_sampler(call: Call) -> Labels:
     """Samples ``(n, c, ...)`` at the positions of a grid."""
     x, grid = call.tensors
-    for ids in (*call.labels(x)[2:], *call.labels(grid)):
+    for ids in (*call.labels(x)[2:], *call.labels(grid)[1:]):
         call.freeze(ids, "is a dimension of a sampling grid")
+    call.couple(call.labels(x)[0], call.labels(grid)[0], "is sampled by a grid of fixed size")
     return (call.labels(x)[0], call.labels(x)[1], *(None,) * (x.ndim - 2))

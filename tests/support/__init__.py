@@ -1,0 +1,1 @@
+"""What several test files share: networks, the oracle, the contract of the rules."""
