@@ -22,6 +22,11 @@ def integers(shape: Sequence[int]) -> torch.Tensor:
     return torch.randint(1, 7, tuple(shape))
 
 
+def signs(shape: Sequence[int]) -> torch.Tensor:
+    """Entries of -1, 0 and 1."""
+    return torch.randint(-1, 2, tuple(shape)).float()
+
+
 def fixed(*shape: int) -> torch.Tensor:
     """A constant: it is no operand that may shrink."""
     return torch.linspace(0.1, 0.9, int(torch.Size(shape).numel())).reshape(shape)
@@ -45,15 +50,17 @@ _SIMPLE = """
     logit zeros_like ones_like
 """.split()
 _POINTWISE = """
-    add atan2 copysign div eq floor_divide fmax fmin fmod ge gt heaviside hypot le logaddexp logaddexp2
-    logical_and logical_or logical_xor lt maximum minimum mul ne nextafter pow remainder sub xlogy special_xlog1py rsub
+    add atan2 div floor_divide fmax fmin fmod ge gt hypot le logaddexp logaddexp2 lt maximum minimum mul pow
+    remainder sub xlogy special_xlog1py rsub
 """.split()
+_OF_SIGNS = "copysign eq heaviside logical_and logical_or logical_xor ne".split()
 _BITS = "bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift".split()
 
 
 def _unary(name: str) -> Case:
     operator = getattr(aten, name)
-    return Case(name, lambda x: operator(x), X, ALL3, make=positive)
+    # The product shows which entry is which where the operator alone gives a constant.
+    return Case(name, lambda x: (operator(x), operator(x) * x), X, ALL3, make=positive)
 
 
 def _binary(name: str, make: Callable[[Sequence[int]], torch.Tensor] = positive) -> Case:
@@ -62,15 +69,17 @@ def _binary(name: str, make: Callable[[Sequence[int]], torch.Tensor] = positive)
 
 
 def _random(name: str, *args: float) -> Case:
-    """In-place random fills: compared after a sign, which does not depend on the draw."""
+    """In-place random fills: compared after a comparison, which does not depend on the draw."""
     operator = getattr(aten, name + "_")
-    return Case(name, lambda x: operator(x.clone(), *args).ge(-1e9), X, ALL3, make=positive)
+    return Case(name, lambda x: operator(x.clone(), *args).ge(-1e9) * x, X, ALL3, make=positive)
 
 
 ELEMENTWISE = [
     *map(_unary, _SIMPLE),
     *map(_binary, _POINTWISE),
     *(_binary(name, integers) for name in _BITS),
+    *(_binary(name, signs) for name in _OF_SIGNS),
+    Case("nextafter", lambda x, y: (torch.nextafter(x, y) - x) * 1e8, PAIR, PAIRED, make=positive),
     Case("acosh", lambda x: torch.acosh(x + 1), X, ALL3, make=positive),
     Case("bitwise_not", lambda x: aten.bitwise_not(x), X, ALL3, make=integers),
     Case("clamp", lambda x: x.clamp(0.2, 0.5), X, ALL3),
@@ -82,14 +91,14 @@ ELEMENTWISE = [
     Case("log_sigmoid", lambda x: F.logsigmoid(x), X, ALL3),
     Case("in place", lambda x, y: x.clone().add_(y).relu_().mul_(2), PAIR, PAIRED),
     Case("fill", lambda x: x.clone().fill_(3.0), X, ALL3),
-    Case("zero", lambda x: x.clone().zero_(), X, ALL3),
+    Case("zero", lambda x: x.clone().zero_() + x, X, ALL3),
     _random("uniform"),
     _random("normal"),
     _random("exponential"),
     _random("bernoulli", 0.5),
     _random("random"),
-    Case("native_dropout", lambda x: aten.native_dropout(x, 0.5, True)[0].ge(-1e9), X, ALL3),
-    Case("rrelu", lambda x, y: aten.rrelu_with_noise(x, y.clone(), 0.1, 0.1, False), PAIR, PAIRED),
+    Case("native_dropout", lambda x: aten.native_dropout(x, 0.5, True)[0].ge(-1e9) * x, X, ALL3),
+    Case("rrelu", lambda x, y: aten.rrelu_with_noise(x, y.clone(), 0.1, 0.1, False) + y * 0, PAIR, PAIRED),
     Case("copy", lambda x, y: x.clone().copy_(y), PAIR, PAIRED),
     Case("addcmul", lambda x, y: torch.addcmul(x, x, y), PAIR, PAIRED),
     Case("addcdiv", lambda x, y: torch.addcdiv(x, x, y), PAIR, PAIRED, make=positive),
