@@ -1,0 +1,63 @@
+"""torchvision beside a CPU-only torch: its compiled operators are declared, not run."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+_SCHEMAS = """
+    nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor
+    qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor
+    roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor
+    _roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, int sampling_ratio, bool aligned) -> Tensor
+    ps_roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio) -> (Tensor, Tensor)
+    _ps_roi_align_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, SymInt batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor
+    roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width) -> (Tensor, Tensor)
+    _roi_pool_backward(Tensor grad, Tensor rois, Tensor argmax, float spatial_scale, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor
+    ps_roi_pool(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width) -> (Tensor, Tensor)
+    _ps_roi_pool_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float spatial_scale, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor
+    deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> Tensor
+    _deform_conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)
+"""  # noqa: E501
+_LIBRARIES: list[torch.library.Library] = []
+
+
+def torchvision() -> ModuleType:
+    """Import torchvision; without its compiled library its operators must be declared first."""
+    if not _LIBRARIES and not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "DEF")
+        for schema in _SCHEMAS.strip().splitlines():
+            library.define(schema.strip())
+        _LIBRARIES.append(library)
+    import torchvision.models
+
+    return torchvision
+
+
+def classification_models() -> list[str]:
+    """torchvision's classification models without attention: 68 of 80."""
+    names = torchvision().models.list_models(module=torchvision().models)
+    return [n for n in names if not n.startswith(("vit_", "swin", "maxvit"))]
+
+
+def build(name: str) -> nn.Module:
+    """A torchvision model without weights, quick to make: the tests randomise it anyway."""
+    options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    saved = nn.init.trunc_normal_, nn.init.kaiming_normal_, nn.init.normal_
+
+    def keep(tensor: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        return tensor
+
+    nn.init.trunc_normal_ = nn.init.kaiming_normal_ = nn.init.normal_ = keep
+    try:
+        return torchvision().models.get_model(name, weights=None, **options)
+    finally:
+        nn.init.trunc_normal_, nn.init.kaiming_normal_, nn.init.normal_ = saved
+
+
+def image_size(name: str) -> int:
+    """A small image that the model takes in both modes."""
+    return 299 if name == "inception_v3" else 224 if name in ("googlenet", "alexnet") else 96

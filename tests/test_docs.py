@@ -1,0 +1,91 @@
+"""The documentation builds, is complete, and every block of Python in it does what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import structprune
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if page.exists()]
+
+
+def _blocks(page: Path) -> list[tuple[str, str, int]]:
+    """Language, text and line of every fenced block; a ``text`` block right behind one is its output."""
+    text = page.read_text()
+    return [(m[1], m[2], text.count("\n", 0, m.start()) + 1) for m in _FENCE.finditer(text)]
+
+
+def _runnable(page: Path) -> list[tuple[str, str | None, int]]:
+    """Every Python block with the output that the page shows for it."""
+    blocks = [*_blocks(page), ("", "", 0)]
+    return [
+        (code, after if next_language == "text" else None, line)
+        for (language, code, line), (next_language, after, _) in zip(blocks, blocks[1:], strict=False)
+        if language == "python"
+    ]
+
+
+@pytest.mark.parametrize("page", [p for p in _PAGES if _runnable(p)], ids=lambda p: p.name)
+def test_python_blocks_run_and_print_what_the_page_shows(page: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for code, expected, line in _runnable(page):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            # Padding makes the line numbers of a traceback those of the page.
+            exec(compile("\n" * line + code, str(page), "exec"), namespace)
+        assert expected is None or printed.getvalue().rstrip() == expected.rstrip(), f"{page.name}:{line}"
+
+
+def test_public_names_are_documented() -> None:
+    documented = set(re.findall(r"^::: structprune\.(\w+)", (DOCS / "api.md").read_text(), re.MULTILINE))
+    assert set(structprune.__all__) - documented == set()
+
+
+def test_resnet50_table_has_the_planned_numbers() -> None:
+    model = structprune.demo.resnet50()
+    page = (DOCS / "granularities.md").read_text()
+    rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[3:-1]] for line in page.splitlines() if "|" in line}
+    options = [("filter", True), ("channel", True), ("channel", False)]
+    plans = [
+        structprune.plan_pruning(model, 0.5, granularity, keep_representation=keep, round_to=1)
+        for granularity, keep in options
+    ]
+    widths = [{name: str(g.width - g.removed) for g in plan.groups for name in g.producers} for plan in plans]
+    blocks = ("layer1.0", "layer2.0", "layer3.0", "layer4.0")
+
+    def of(*names: str) -> list[str]:
+        return [", ".join(left[f"{name}.weight"] for name in names) for left in widths]
+
+    assert rows["`conv1` (the stem)"][1:] == of("conv1")
+    assert rows["`conv1`, `conv2` of every bottleneck"][1:] == of(*(f"{b}.conv1" for b in blocks))
+    assert rows["`conv1`, `conv2` of every bottleneck"][1:] == of(*(f"{b}.conv2" for b in blocks))
+    assert rows["`conv3` and `downsample`, stages 1 to 3"][1:] == of(*(f"{b}.conv3" for b in blocks[:3]))
+    assert rows["`conv3` and `downsample`, stage 4"][1:] == of("layer4.0.conv3")
+    assert rows["`fc`"][1:] == of("fc")
+    assert rows["Parameters"] == [f"{plans[0].params[0]:,}", *(f"{plan.params[1]:,}" for plan in plans)]
+    assert rows["GMACs at 224 × 224"] == [f"{n / 1e9:.3f}" for n in (plans[0].macs[0], *(p.macs[1] for p in plans))]
+
+
+def test_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings")
+    config = DOCS / "config" / "mkdocs.yml"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", config, "--site-dir", tmp_path / "site"]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert built.returncode == 0, built.stderr
+    api = (tmp_path / "site" / "api.html").read_text()
+    assert [n for n in structprune.__all__ if n != "demo" and f'id="structprune.{n}"' not in api] == []
+    assert (tmp_path / "site" / "figures" / "residual-block.svg").exists()
+    assert not (tmp_path / "site" / "config").exists()

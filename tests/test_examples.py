@@ -1,0 +1,50 @@
+"""Every example runs, and prints what it promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def _run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.run(
+        [sys.executable, ROOT / "examples" / script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("granularity", "parameters"), [("filter", "25,557,032 -> 12,367,880"), ("channel", "25,557,032 -> 9,784,840")]
+)
+def test_finetune_resnet50(granularity: str, parameters: str) -> None:
+    done = _run("finetune_resnet50.py", "--steps", "2", "--image-size", "64", "--granularity", granularity)
+    assert done.returncode == 0, done.stderr
+    assert f"parameters {parameters}" in done.stdout
+    assert "\nproved: " in done.stdout
+    assert [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith("step")] == ["step 1", "step 2"]
+
+
+def test_prune_your_own() -> None:
+    done = _run("prune_your_own.py")
+    assert done.returncode == 0, done.stderr
+    assert "produced by wide.weight (inside a block)" in done.stdout
+    assert "\nproved: " in done.stdout
+    assert "mix [32, 40, 1, 1] -> [32, 20, 1, 1]" in done.stdout
+    assert "one training step" in done.stdout
+
+
+def test_every_example_is_run() -> None:
+    here = Path(__file__).read_text()
+    assert [p.name for p in (ROOT / "examples").glob("*.py") if f'"{p.name}"' not in here] == []
