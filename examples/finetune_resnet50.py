@@ -69,7 +69,7 @@ def fine_tune(model: nn.Module, batches: Iterator[tuple[torch.Tensor, torch.Tens
 
 
 def read_options() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=3, help="SGD steps (default: %(default)s)")
     parser.add_argument("--image-size", type=int, default=64, help="side of the square images (default: %(default)s)")

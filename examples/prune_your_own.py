@@ -20,6 +20,7 @@ class TwoBranches(nn.Module):
     """Two branches, joined by a concatenation and mixed by a bare parameter, on a residual stream."""
 
     def __init__(self, width: int = 32, classes: int = 10) -> None:
+        """Make the layers of a stream of ``width`` channels."""
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.near = nn.Conv2d(width, 16, 1)

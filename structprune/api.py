@@ -11,15 +11,24 @@ from torch import nn
 from typing_extensions import Unpack
 
 from structprune.errors import NothingToPruneError, UntracedParameterError
+from structprune.graph.checks import check_model
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.replica import named_tensors
-from structprune.graph.session import Session, check_model
+from structprune.graph.session import Session
 from structprune.graph.slices import Mask
 from structprune.plan.budget import Selection, eligible_groups, select
 from structprune.plan.importance import l2_scores
 from structprune.plan.options import Granularity, PruningOptions, Ratio, Settings, read_settings
 from structprune.plan.plan import GroupPlan, Plan
 from structprune.resolve.resolution import Resolved, resolve
+
+# What to do about the reasons why a group was left whole.
+_WAYS_ON = {
+    "residual stream": 'granularity="channel"',
+    "representation": "keep_representation=False",
+    "too narrow": "a larger ratio or round_to=1",
+    "ignored": "fewer patterns in ignore",
+}
 
 
 def prune_model(
@@ -43,7 +52,7 @@ def prune_model(
             arguments, a list of such calls, or a callable ``model -> output``. Only shapes and
             integers matter. Inferred if it is not given.
         inplace: Cut ``model`` itself; its parameters stay the same objects.
-        **options: See :class:`~structprune.plan.options.PruningOptions`.
+        **options: See ``PruningOptions``.
 
     Returns:
         The pruned model, an ordinary module of the same class. With ratio 0 an equal copy.
@@ -51,7 +60,7 @@ def prune_model(
     Raises:
         StructPruneError: A subclass says what was wrong; the model is as it was.
 
-    Example:
+    Examples:
         >>> import structprune
         >>> small = structprune.prune_model(structprune.demo.resnet50(), 0.5)
         >>> small.fc.in_features
@@ -69,9 +78,9 @@ def plan_pruning(
     example_inputs: Any = None,
     **options: Unpack[PruningOptions],
 ) -> Plan:
-    """Decide what :func:`prune_model` would remove, and change nothing.
+    """Decide what ``prune_model`` would remove, and change nothing.
 
-    The arguments are those of :func:`prune_model`.
+    The arguments are those of ``prune_model``.
 
     Returns:
         An immutable plan that can be printed, stored as JSON and applied.
@@ -79,7 +88,7 @@ def plan_pruning(
     Raises:
         StructPruneError: A subclass says what was wrong.
 
-    Example:
+    Examples:
         >>> import structprune
         >>> plan = structprune.plan_pruning(structprune.demo.resnet50(), 0.5, round_to=1)
         >>> plan.params
@@ -99,7 +108,7 @@ def plan_pruning(
     resolved = resolve(session, choose)
     plan = _plan(model, resolved, selections[id(resolved.graph)], settings)
     if not plan.kept and _asks_for_something(settings):
-        raise NothingToPruneError(_nothing(plan, settings))
+        raise NothingToPruneError(_nothing(plan))
     if plan.kept and not settings.allow_untraced:
         _check_untraced(plan, resolved.graph)
     return plan
@@ -110,7 +119,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> DependencyGraph:
 
     Args:
         model: Any network of PyTorch operators; it is not changed.
-        example_inputs: As for :func:`prune_model`.
+        example_inputs: As for ``prune_model``.
 
     Returns:
         The graph: ``.groups``, ``.frozen``, ``.unknown_operators``, ``.explain(name)``, and a summary as text.
@@ -181,19 +190,13 @@ def _asks_for_something(settings: Settings) -> bool:
     return any(share > 0 for share in shares)
 
 
-def _nothing(plan: Plan, settings: Settings) -> str:
-    reasons = [f"{g.name}: {g.reason or 'too narrow for this ratio and round_to'}" for g in plan.groups]
+def _nothing(plan: Plan) -> str:
+    reasons = [f"{g.name}: {g.reason}" for g in plan.groups]
     shown = "\n  ".join(reasons[:8]) or "no layer produces channels"
     more = f"\n  and {len(reasons) - 8} more" if len(reasons) > 8 else ""
-    ways = []
-    if settings.granularity == "filter":
-        ways.append('granularity="channel"')
-    if settings.keep_representation:
-        ways.append("keep_representation=False")
-    if settings.round_to != 1:
-        ways.append("round_to=1")
-    advice = f" Options that allow more: {', '.join([*ways, 'a larger ratio'])}."
-    return f"Not one channel of this {plan.model} can be removed with these options:\n  {shown}{more}\n{advice.strip()}"
+    ways = [way for sign, way in _WAYS_ON.items() if any(sign in g.reason for g in plan.groups)]
+    advice = f"\nOptions that allow more: {', '.join(ways)}." if ways else "\nNo option allows more."
+    return f"Not one channel of this {plan.model} can be removed with these options:\n  {shown}{more}{advice}"
 
 
 def _check_untraced(plan: Plan, graph: DependencyGraph) -> None:

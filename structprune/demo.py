@@ -34,7 +34,8 @@ class Bottleneck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return self.relu(self.bn3(self.conv3(x)) + shortcut)
+        out: torch.Tensor = self.relu(self.bn3(self.conv3(x)) + shortcut)
+        return out
 
 
 class ResNet50(nn.Module):
@@ -60,7 +61,8 @@ class ResNet50(nn.Module):
         """Map images ``(n, 3, h, w)`` to logits ``(n, num_classes)``."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
+        logits: torch.Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
 
 
 def resnet50(num_classes: int = 1000) -> ResNet50:

@@ -50,6 +50,6 @@ class PlanError(StructPruneError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ", did you mean …?" for the names nearest to ``name``, or an empty string."""
+    """The end of a sentence on an unknown name: ", did you mean …?" with the nearest ones, or a full stop."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f", did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    return f", did you mean {' or '.join(repr(c) for c in close)}?" if close else "."

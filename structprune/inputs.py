@@ -107,9 +107,10 @@ def infer_inputs(model: nn.Module) -> Iterator[Invocations]:
 
 def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     """Input shapes that the first weight of two or more dimensions reads."""
-    owner, weight = next(
-        ((m, p) for m in model.modules() for p in m.parameters(recurse=False) if p.ndim >= 2), (None, None)
-    )
+    weights = [(m, p) for m in model.modules() for p in m.parameters(recurse=False) if p.ndim >= 2]
+    # A raw parameter that is registered first is a token or a table more often than the first layer.
+    layers = [(m, p) for m, p in weights if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding))]
+    owner, weight = next(iter(layers or weights), (None, None))
     if weight is None or isinstance(owner, nn.Embedding):
         return
     channels = weight.shape[1] * int(getattr(owner, "groups", 1) or 1)

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from structprune.errors import PlanError
-from structprune.graph.discovery import Decisions, Discovery, reading_key
-from structprune.graph.groups import DependencyGraph
+from structprune.graph.discovery import Decisions, Discovery
 from structprune.graph.operators import Operator
 from structprune.graph.outputs import output_tensors
 from structprune.graph.record import Record
@@ -24,6 +23,7 @@ from structprune.inputs import Invocations
 from structprune.plan.plan import Plan, plan_of
 from structprune.resolve.masking import MaskedRun, UnprovableError
 from structprune.resolve.replay import DivergenceError, Replay
+from structprune.resolve.resolution import ambiguous_readings
 from structprune.surgery.slicing import sliced
 
 TOLERANCE = 1e-9
@@ -56,7 +56,9 @@ class Proof:
         return self.proved
 
     def __str__(self) -> str:
-        verdict = "proved: the pruned network equals the masked dense one" if self.proved else f"not proved: {self.reason}"
+        verdict = (
+            "proved: the pruned network equals the masked dense one" if self.proved else f"not proved: {self.reason}"
+        )
         mixed = f"; {len(self.mixed)} operators mix channels, compared elementwise" if self.mixed else ""
         return f"{verdict} (largest error {self.max_error:.1e}, power {self.power:.1e}{mixed})"
 
@@ -69,8 +71,8 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
 
     Args:
         dense: The model before pruning; unchanged.
-        pruned: What :func:`structprune.prune_model` or :meth:`Plan.apply` made of it; unchanged.
-        example_inputs: As for :func:`structprune.prune_model`; only shapes and integers matter.
+        pruned: What ``structprune.prune_model`` or ``Plan.apply`` made of it; unchanged.
+        example_inputs: As for ``structprune.prune_model``; only shapes and integers matter.
 
     Returns:
         The proof, with the largest error, its power, and the reason if it failed.
@@ -107,9 +109,7 @@ class _Unproved(Exception):
     """The comparison cannot be made; the text says why."""
 
 
-def _compare(
-    dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan, decisions: Decisions
-) -> Proof:
+def _compare(dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan, decisions: Decisions) -> Proof:
     space = SliceSpace()
     coupling = Coupling(space)
     labels = {name: space.add_tensor(name, t.shape) for name, t in named_tensors(dense).items()}
@@ -117,7 +117,9 @@ def _compare(
     present = _present(space, coupling.roots(), plan)
 
     masked_run = MaskedRun(present)
-    masked = _replayed(dense, calls, Replay(plain, space, coupling.roots(), None, np.ones_like(present), masked_run), labels)
+    masked = _replayed(
+        dense, calls, Replay(plain, space, coupling.roots(), None, np.ones_like(present), masked_run), labels
+    )
     left: dict[str, Labels] = {
         name: tuple(None if ids is None else ids[present[ids]] for ids in axes) for name, axes in labels.items()
     }
@@ -140,8 +142,9 @@ def _verdict(
     if [t.shape for t in masked] != [t.shape for t in cut]:
         return Proof(False, math.nan, math.nan, mixed, "the outputs have other shapes")
     scale = max((float(t.abs().max()) for t in plain if t.numel()), default=0.0)
-    if not scale or not math.isfinite(scale):
+    if not math.isfinite(scale):
         return Proof(False, math.nan, math.nan, mixed, f"the largest dense output is {scale}")
+    scale = scale or 1.0
     error = max(_distance(a, b) for a, b in zip(masked, cut, strict=True)) / scale
     power = max(_distance(a, b) for a, b in zip(masked, plain, strict=True)) / scale
     reason = ""
@@ -163,6 +166,16 @@ def _outputs(record: Record) -> list[torch.Tensor]:
 
 def _present(space: SliceSpace, roots: Ids, plan: Plan) -> Mask:
     """The slices that stay, spread from the plan's axes over whole channels."""
+    gone, torn = _gone_and_torn(space, roots, plan)
+    if torn.any():
+        axis = next(a for a in space.axes if torn[roots[a.ids]].any())
+        raise _Unproved(f"the plan removes some slices of a channel and keeps others, along {axis}")
+    present: Mask = ~gone[roots]
+    return present
+
+
+def _gone_and_torn(space: SliceSpace, roots: Ids, plan: Plan) -> tuple[Mask, Mask]:
+    """By the id that stands for a channel: whether slices of it go, and whether others of it stay."""
     gone = np.zeros(space.size, dtype=bool)
     stays = np.zeros(space.size, dtype=bool)
     for axis in space.axes:
@@ -173,33 +186,20 @@ def _present(space: SliceSpace, roots: Ids, plan: Plan) -> Mask:
             mask[list(kept)] = True
         gone[roots[axis.ids[~mask]]] = True
         stays[roots[axis.ids[mask]]] = True
-    if (gone & stays).any():
-        torn = next(a for a in space.axes if (gone & stays)[roots[a.ids]].any())
-        raise _Unproved(f"the plan removes some slices of a channel and keeps others, along {torn}")
-    present: Mask = ~gone[roots]
-    return present
+    return gone, gone & stays
 
 
 def _readings_of(session: Session, plan: Plan) -> Decisions:
-    """The readings of split dimensions under which the plan removes whole channels."""
+    """The readings of split dimensions under which the plan tears the fewest channels: none, if it is right."""
     decisions = Decisions()
-    graph = session.discover(decisions)
-    for key, readings in _ambiguous(graph).items():
-        for reading in readings:
-            tried = replace(decisions, readings={**decisions.readings, key: reading})
-            tried_graph = session.discover(tried)
-            try:
-                _present(tried_graph.space, tried_graph.roots, plan)
-            except _Unproved:
-                continue
-            decisions = tried
-            break
+    for key, readings in ambiguous_readings(session.discover(decisions)).items():
+
+        def torn(reading: str, so_far: Decisions = decisions, key: str = key) -> int:
+            graph = session.discover(so_far.reading(key, reading))
+            return int(_gone_and_torn(graph.space, graph.roots, plan)[1].sum())
+
+        decisions = decisions.reading(key, min(readings, key=torn))
     return decisions
-
-
-def _ambiguous(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
-    nodes = (node for record in graph.records for node in record.nodes if node.readings)
-    return {reading_key(n.line, n.op): n.readings for n in nodes}
 
 
 def _check_pair(plan: Plan, dense: nn.Module, pruned: nn.Module) -> None:

@@ -7,6 +7,7 @@ import io
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def _runnable(page: Path) -> list[tuple[str, str | None, int]]:
     blocks = [*_blocks(page), ("", "", 0)]
     return [
         (code, after if next_language == "text" else None, line)
-        for (language, code, line), (next_language, after, _) in zip(blocks, blocks[1:], strict=False)
+        for (language, code, line), (next_language, after, _) in pairwise(blocks)
         if language == "python"
     ]
 
@@ -55,7 +56,8 @@ def test_public_names_are_documented() -> None:
 def test_resnet50_table_has_the_planned_numbers() -> None:
     model = structprune.demo.resnet50()
     page = (DOCS / "granularities.md").read_text()
-    rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[3:-1]] for line in page.splitlines() if "|" in line}
+    table = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if line.startswith("|")]
+    rows = {cells[1]: cells[3:-1] for cells in table}
     options = [("filter", True), ("channel", True), ("channel", False)]
     plans = [
         structprune.plan_pruning(model, 0.5, granularity, keep_representation=keep, round_to=1)
@@ -74,7 +76,7 @@ def test_resnet50_table_has_the_planned_numbers() -> None:
     assert rows["`conv3` and `downsample`, stage 4"][1:] == of("layer4.0.conv3")
     assert rows["`fc`"][1:] == of("fc")
     assert rows["Parameters"] == [f"{plans[0].params[0]:,}", *(f"{plan.params[1]:,}" for plan in plans)]
-    assert rows["GMACs at 224 × 224"] == [f"{n / 1e9:.3f}" for n in (plans[0].macs[0], *(p.macs[1] for p in plans))]
+    assert rows["GMACs at 224 x 224"] == [f"{n / 1e9:.3f}" for n in (plans[0].macs[0], *(p.macs[1] for p in plans))]
 
 
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:
@@ -82,10 +84,11 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("material")
     pytest.importorskip("mkdocstrings")
     config = DOCS / "config" / "mkdocs.yml"
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", config, "--site-dir", tmp_path / "site"]
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", config, "--site-dir", site]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert built.returncode == 0, built.stderr
-    api = (tmp_path / "site" / "api.html").read_text()
+    api = (site / "api.html").read_text()
     assert [n for n in structprune.__all__ if n != "demo" and f'id="structprune.{n}"' not in api] == []
-    assert (tmp_path / "site" / "figures" / "residual-block.svg").exists()
-    assert not (tmp_path / "site" / "config").exists()
+    assert (site / "figures" / "residual-block.svg").exists()
+    assert not (site / "config").exists()

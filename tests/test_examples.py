@@ -21,7 +21,8 @@ def _run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        # One thread: tests run side by side, and threads that wait for each other would spin.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
     )
 
 

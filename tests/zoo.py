@@ -120,7 +120,9 @@ def summary(name: str, result: dict[str, Any]) -> str:
         r = result[granularity]
         left = r["params"][1] / r["params"][0]
         state = r.get("wrong") or r["reason"] or f"error {r['error']:.0e} power {r['power']:.0e}"
-        parts.append(f"{granularity} {left:.0%} left, {state}, {r['seconds']} s{'' if r['trains'] else ', FAILS in training'}")
+        parts.append(
+            f"{granularity} {left:.0%} left, {state}, {r['seconds']} s{'' if r['trains'] else ', FAILS in training'}"
+        )
     return f"{name}: {'; '.join(parts)}"
 
 

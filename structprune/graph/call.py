@@ -136,7 +136,7 @@ class Call:
         return ids
 
     def is_filling(self, ids: Ids) -> bool:
-        """Whether these are labels of :meth:`fresh`, which no tensor's axis has."""
+        """Whether these are labels of ``fresh``, which no tensor's axis has."""
         return self._recorder.is_filling(ids)
 
     def contract(self, tensor: torch.Tensor, dim: int) -> None:

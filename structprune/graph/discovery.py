@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from structprune.graph.operators import Operator
@@ -19,12 +19,16 @@ class Decisions:
     """How ambiguous operators are read, and which operators freeze what reaches them.
 
     Attributes:
-        readings: The reading by source line and operator, see :func:`reading_key`.
+        readings: The reading by source line and operator, see ``reading_key``.
         frozen: Reasons by mode (training or not) and node.
     """
 
     readings: Mapping[str, str] = field(default_factory=dict)
     frozen: Mapping[tuple[bool, int], str] = field(default_factory=dict)
+
+    def reading(self, key: str, reading: str) -> Decisions:
+        """These decisions with one more reading."""
+        return replace(self, readings={**self.readings, key: reading})
 
 
 def reading_key(line: str, op: str) -> str:

@@ -38,7 +38,7 @@ class Group:
     """The channels that one layer, or several tied ones, produce.
 
     Attributes:
-        index: Place in :attr:`DependencyGraph.groups`.
+        index: Place in ``DependencyGraph.groups``.
         producers: The weights that produce them.
         channels: One id per channel, in the order of the first producer.
         role: ``"inside a block"``, ``"residual stream"``, ``"representation"`` or ``"frozen"``.
@@ -71,7 +71,6 @@ class DependencyGraph:
     """Which slices of which tensors can only leave together, and the groups that they form.
 
     Attributes:
-        records: The traced forwards, one per mode that runs.
         notes: What the user should know about the trace.
     """
 
@@ -171,10 +170,14 @@ class DependencyGraph:
         ids = axis.ids
         member = np.isin(self.roots, self.roots[ids])
         others = [str(a) for a in self.space.axes_of(np.flatnonzero(member)) if a is not axis]
-        group = next((g for g in self.groups if np.isin(self.roots[ids], g.channels).any()), None)
-        what = f"{axis.size} slices"
-        if group is not None:
-            what += f", produced by {', '.join(p.name for p in group.producers)} ({group.role})"
+        what = f"{axis.size} slice{'s' if axis.size != 1 else ''}"
+        makers = [
+            f"{', '.join(p.name for p in group.producers)} ({group.role})"
+            for group in self.groups
+            if np.isin(self.roots[ids], group.channels).any()
+        ]
+        if makers:
+            what += f", produced by {' and '.join(makers)}"
         reason = self.reason(ids)
         if reason:
             count = int(self.stuck[ids].sum())

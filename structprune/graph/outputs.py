@@ -27,9 +27,7 @@ def output_tensors(value: Any, path: str = "output") -> list[torch.Tensor]:
         return [t for i, v in enumerate(value) for t in output_tensors(v, f"{path}[{i}]")]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [
-            t
-            for f in dataclasses.fields(value)
-            for t in output_tensors(getattr(value, f.name), f"{path}.{f.name}")
+            t for f in dataclasses.fields(value) for t in output_tensors(getattr(value, f.name), f"{path}.{f.name}")
         ]
     raise TraceError(
         f"The model returns a {type(value).__module__}.{type(value).__qualname__} at {path}, which structprune cannot "

@@ -99,7 +99,8 @@ class Node:
     @property
     def where(self) -> str:
         """The operator and the module it ran in, for messages."""
-        return f"{self.op.removeprefix('aten::')} in {self.module or 'the model itself'}"
+        module = self.module or "the model's own forward"
+        return f"{self.op.removeprefix('aten::')} in {module}"
 
 
 @dataclass(slots=True)

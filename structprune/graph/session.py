@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from structprune.errors import InputError, ModelError, StructPruneError
+from structprune.errors import InputError, StructPruneError
+from structprune.graph.checks import check_model
 from structprune.graph.discovery import Decisions, Discovery
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.outputs import output_tensors
@@ -20,7 +22,7 @@ from structprune.graph.slices import Coupling, Labels, SliceSpace
 from structprune.graph.tracer import Observer, Tracer
 from structprune.inputs import Invocations, infer_inputs, read_inputs
 
-_FIRST_LINES = 300
+_LONGEST = 300
 
 
 class Session:
@@ -82,19 +84,19 @@ class Session:
             refused.append(f"{', '.join(map(str, candidate))}: {_brief(error)}")
             if given:
                 raise InputError(
-                    f"{self.model_name} does not run with the example inputs {refused[-1]}. Give inputs that its "
-                    "forward takes: a tensor, a tuple, a dict of keyword arguments, or a callable model -> output."
+                    f"{self.model_name} does not run with the example inputs {refused[-1]}. {_way_on(error)}"
                 ) from error
         if evaluated is None:
             tried = "; ".join(refused[:3]) or "nothing could be guessed from its first layer"
             raise InputError(
-                f"The inputs of {self.model_name} could not be inferred (tried {tried}). Give example_inputs: a tensor, "
-                "a tuple of arguments, a dict of keyword arguments, or a callable model -> output."
+                f"The inputs of {self.model_name} could not be inferred (tried {tried}). Give example_inputs: a "
+                "tensor, a tuple of arguments, a dict of keyword arguments, or a callable model -> output."
             )
         self.examples, error = evaluated
         self.calls = {False: [call.mapped(to_meta) for call in self.examples]}
-        self._first = self.discover(Decisions())
         self.notes.append(f"not traced in training mode: {_brief(error)}")
+        self._first = None
+        self._first = self.discover(Decisions())
 
     def _failure(self, candidate: Invocations) -> tuple[bool, Exception] | None:
         """Trace with these inputs; the mode that fails, and how, or ``None``."""
@@ -123,7 +125,7 @@ def follow(model: nn.Module, calls: Invocations, observer: Observer, labels: dic
         tracer.know(name, tensor, labels[name])
     with running(model, record.training), counters_restored(model):
         for call in calls:
-            out = tracer.forward(model, lambda call=call: call(model))
+            out = tracer.forward(model, partial(call, model))
             for tensor in output_tensors(out):
                 node, of_output = tracer.node_of(tensor)
                 record.outputs.append(node)
@@ -160,50 +162,23 @@ def counters_restored(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def check_model(model: Any) -> None:
-    """Refuse what cannot be pruned as it stands.
-
-    Raises:
-        ModelError: With what is wrong, where, and what to do.
-    """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"Expected an nn.Module, got a {type(model).__name__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("A TorchScript module cannot be cut: prune the Python module it was made from.")
-    tensors = named_tensors(model)
-    if not any(isinstance(t, nn.Parameter) for t in tensors.values()):
-        raise ModelError(f"{type(model).__name__} has no parameter, so there is nothing to prune.")
-    for name, tensor in tensors.items():
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
-            raise ModelError(f"{name} is lazy: run the model once, so that its shapes are known, then prune it.")
-        if tensor.is_quantized:
-            raise ModelError(f"{name} is quantised: prune the model first, then quantise it.")
-        if tensor.layout != torch.strided:
-            raise ModelError(f"{name} has the layout {tensor.layout}: only dense (strided) tensors can be cut.")
-    for path, module in model.named_modules():
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
-            raise ModelError(f"{path or 'the model'} is a quantised {type(module).__name__}: prune first, then quantise.")
-    _check_storage(tensors)
-
-
-def _check_storage(tensors: dict[str, torch.Tensor]) -> None:
-    """Two tensors may be the same object, but not different ones over the same memory."""
-    spans: list[tuple[int, int, str]] = []
-    for name, tensor in tensors.items():
-        if tensor.is_meta or not tensor.numel():
-            continue
-        start = tensor.data_ptr()
-        extent = sum((n - 1) * abs(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        spans.append((start, start + extent * tensor.element_size(), name))
-    spans.sort()
-    for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
-        if start < end:
-            raise ModelError(
-                f"{name} and {other} share memory without being the same parameter: cutting one would tear the other. "
-                f"Tie them as one Parameter, or give each its own memory ({other} = nn.Parameter({other}.clone()))."
-            )
-
-
 def _brief(error: BaseException) -> str:
-    text = str(error).strip().split("\n")[0][:_FIRST_LINES]
+    """The error's type and first line."""
+    text = str(error).strip().split("\n")[0].rstrip(".")
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _way_on(error: BaseException) -> str:
+    """What to do about a forward that failed on the meta device."""
+    if "meta" in str(error).lower() or isinstance(error, NotImplementedError):
+        return (
+            "Its forward reads the values of floating-point tensors (.item(), .numpy(), a branch, a boolean mask), "
+            "which structprune does not compute: prune the part before or behind, or rewrite that line with tensor "
+            "operators."
+        )
+    return (
+        "Give inputs that its forward takes, of the model's dtype: a tensor, a tuple, a dict of keyword arguments, or "
+        "a callable model -> output."
+    )

@@ -24,7 +24,7 @@ def batch_norm(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def convolution(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Output size by the arithmetic of :class:`torch.nn.Conv2d`; only plain contiguous ones."""
+    """Output size by the arithmetic of `torch.nn.Conv2d`; only plain contiguous ones."""
     x, weight, bias, stride, padding, dilation, transposed, _, groups = args
     if transposed or x.ndim != weight.ndim or not x.is_contiguous() or x.dtype != weight.dtype:
         return None
@@ -35,7 +35,9 @@ def convolution(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         s, p, d = (v[i] if len(v) > 1 else v[0] for v in (stride, padding, dilation))
         out = (extent + 2 * p - d * (weight.shape[2 + i] - 1) - 1) // s + 1
         if out < 1:
-            raise RuntimeError(f"kernel of {list(weight.shape[2:])} is larger than the padded input {list(x.shape[2:])}")
+            raise RuntimeError(
+                f"kernel of {list(weight.shape[2:])} is larger than the padded input {list(x.shape[2:])}"
+            )
         size.append(out)
     return x.new_empty(size)
 
@@ -63,7 +65,7 @@ def pointwise(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if a.shape == b.shape and a.stride() == b.stride():
         return torch.empty_like(a)
     if a.is_contiguous() and b.is_contiguous():
-        return a.new_empty(torch.broadcast_shapes(a.shape, b.shape))
+        return a.new_empty(torch.broadcast_shapes(a.shape, b.shape))  # type: ignore[no-untyped-call]
     return None
 
 

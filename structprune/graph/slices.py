@@ -71,7 +71,7 @@ class SliceSpace:
         return bool((ids >= last.start + last.size).all())
 
     def axes_of(self, ids: Ids) -> list[Axis]:
-        """The distinct axes that ``ids`` lie on; ids handed out by :meth:`fresh` lie on none."""
+        """The distinct axes that ``ids`` lie on; ids handed out by ``fresh`` lie on none."""
         if self._starts is None:
             self._starts = np.array([a.start for a in self.axes], dtype=np.int64)
         # Zero-sized axes share a start; "right" - 1 finds the last, which holds the id.

@@ -44,7 +44,7 @@ class Observer(Recorder, Protocol):
         """Called with every labelled dimension of what the model returns."""
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs a module under an observer, tensor by tensor.
 
     What is known of a tensor is an attribute on it, so that it goes when the tensor goes; the
@@ -52,7 +52,7 @@ class Tracer(TorchDispatchMode):
     """
 
     def __init__(self, observer: Observer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._observer = observer
         self._nodes = observer.record.nodes
         self._modules: list[str] = []
@@ -98,16 +98,16 @@ class Tracer(TorchDispatchMode):
             [tuple(t.shape) for t in tensors],
         )
         node.sources = tuple((v.node, v.output) for v in values)
-        node.scalars = tuple((k, v) for k, v in arguments.items() if k in op.scalars and not isinstance(v, torch.Tensor))
+        node.scalars = tuple(
+            (k, v) for k, v in arguments.items() if k in op.scalars and not isinstance(v, torch.Tensor)
+        )
         self._observer.start(node)
         out = self._observer.run(node, op, args, kwargs)
         results = tensors_of(out)
         call = Call(self._observer, op, arguments, tensors, values, node, out)
         labels = self._apply(op, call, results)
         labels = self._observer.finish(node, out, [v.labels for v in values], labels)
-        node.outputs = [
-            Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)
-        ]
+        node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
             sources = {id(t): s for t, s in zip(tensors, node.sources, strict=True)}
             node.replay = _replay(func, args, kwargs, sources)

@@ -74,6 +74,8 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Select
             weakest = stratum[np.argsort(-scores[stratum], kind="stable")[left:]]
             gone[weakest] = True
             selection.removed[group.index] = selection.removed.get(group.index, 0) + len(weakest)
+        if group.index not in selection.removed:
+            selection.skipped[group.index] = "too narrow for this ratio and round_to"
     selection.present = ~gone[graph.roots]
     return selection
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,14 +46,14 @@ def _norms(weight: torch.Tensor, dim: int) -> Scores:
     others = [d for d in range(weight.ndim) if d != dim]
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     norms = torch.linalg.vector_norm(weight.detach(), dim=others, dtype=dtype) if others else weight.detach().abs()
-    return norms.double().cpu().numpy()  # type: ignore[no-any-return]
+    return norms.double().cpu().numpy()
 
 
 def _operand(producer: Producer, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """The value of a weight operand: a parameter, or what the traced operators make of parameters."""
     nodes = producer.record.nodes
 
-    def value(index: int, output: int) -> torch.Tensor:
+    def value(index: int, output: int) -> Any:
         node = nodes[index]
         if node.replay is None:
             return tensors[node.op.removeprefix("parameter::")].detach()
@@ -60,4 +61,5 @@ def _operand(producer: Producer, tensors: dict[str, torch.Tensor]) -> torch.Tens
         return out[output] if isinstance(out, (list, tuple)) else out
 
     with torch.no_grad():
-        return value(*producer.source)
+        weight: torch.Tensor = value(*producer.source)
+    return weight

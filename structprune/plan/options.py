@@ -21,16 +21,17 @@ _SCOPES = ("local",)
 
 
 class PruningOptions(TypedDict, total=False):
-    """Keyword options of :func:`structprune.prune_model` and :func:`structprune.plan_pruning`.
+    """Keyword options of ``structprune.prune_model`` and ``structprune.plan_pruning``.
 
     Attributes:
-        importance: ``"l2"``: rank channels by the L2 norm of the filters that produce them.
-        scope: ``"local"``: the ratio holds in every layer.
-        round_to: Widths that are left. ``"auto"``: a width that is a multiple of 8 and at least 64
+        importance: ``"l2"`` (default): rank channels by the L2 norm of the filters that produce them.
+        scope: ``"local"`` (default): the ratio holds in every layer.
+        round_to: Widths that are left. ``"auto"`` (default): a width that is a multiple of 8 and at least 64
             stays a multiple of 8; an int: every width becomes a multiple of it where it can; 1: off.
-        ignore: Patterns of modules or parameters whose channels stay.
-        keep_representation: Leave alone what the last contractions before the outputs read.
-        allow_untraced: Prune although a parameter was read by no traced forward.
+        ignore: Patterns of modules or parameters whose channels stay (default: none).
+        keep_representation: Leave alone what the last contractions before the outputs read (default: True).
+        allow_untraced: Prune although no traced forward read a parameter of a size that changes
+            (default: False).
     """
 
     importance: Literal["l2"]
@@ -73,7 +74,7 @@ def read_settings(ratio: Any, granularity: Any, tensors: Sequence[str], options:
         ratio: A share in [0, 1), or a dict from pattern to share.
         granularity: ``"filter"`` or ``"channel"``.
         tensors: The model's parameter and buffer names, which patterns must match.
-        options: See :class:`PruningOptions`.
+        options: See ``PruningOptions``.
 
     Raises:
         OptionError: Naming the option, its value, what was expected, and the nearest names.
@@ -81,7 +82,9 @@ def read_settings(ratio: Any, granularity: Any, tensors: Sequence[str], options:
     known = set(PruningOptions.__annotations__)
     for name in options:
         if name not in known:
-            raise OptionError(f"Unknown option {name!r}{nearest(name, known)}; there are {', '.join(sorted(known))}.")
+            raise OptionError(
+                f"There is no option {name!r}{nearest(name, known)} The options are {', '.join(sorted(known))}."
+            )
     importance = options.get("importance", "l2")
     ignore = options.get("ignore", ())
     return Settings(
@@ -131,8 +134,8 @@ def _read_round_to(round_to: Any) -> int | str:
 
 def _one_of(option: str, value: Any, allowed: Sequence[str]) -> str:
     if value not in allowed:
-        hint = nearest(value, allowed) if isinstance(value, str) else ""
-        raise OptionError(f"{option} is {value!r}{hint or ';'} expected {' or '.join(map(repr, allowed))}.")
+        hint = nearest(value, allowed) if isinstance(value, str) else "."
+        raise OptionError(f"{option} is {value!r}{hint} Expected {' or '.join(map(repr, allowed))}.")
     return str(value)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from structprune.errors import PlanError
+from structprune.graph.checks import check_model
 from structprune.graph.replica import named_tensors
-from structprune.graph.session import check_model
-from structprune.graph.slices import Ids
 from structprune.surgery.cut import AttributeChange, Cut
 from structprune.surgery.slicing import cut_copy, cut_in_place
 
@@ -94,7 +94,7 @@ class Plan:
         return pruned
 
     def to_json(self) -> str:
-        """The plan as JSON text; see :meth:`from_json`."""
+        """The plan as JSON text; see ``from_json``."""
         sets: dict[tuple[int, ...], int] = {}
         kept = {
             name: {str(dim): sets.setdefault(indices, len(sets)) for dim, indices in dims.items()}
@@ -118,7 +118,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read a plan that :meth:`to_json` wrote.
+        """Read a plan that ``to_json`` wrote.
 
         Raises:
             PlanError: The text is not such a plan, or of a version that this release cannot read.
@@ -219,8 +219,10 @@ def _read_kept(document: Mapping[str, Any]) -> dict[str, dict[int, tuple[int, ..
     for name, dims in document["kept"].items():
         for dim, which in dims.items():
             indices, size = sets[_size(which)], shapes[name][_size(int(dim))]
-            if not indices or indices[-1] >= size or any(a >= b for a, b in zip(indices, indices[1:], strict=False)):
-                raise PlanError(f"The plan's indices for {name} (dim {dim}, size {size}) are not ascending or too large.")
+            if not indices or indices[-1] >= size or any(a >= b for a, b in pairwise(indices)):
+                raise PlanError(
+                    f"The plan's indices for {name} (dim {dim}, size {size}) are not ascending or too large."
+                )
             kept.setdefault(name, {})[int(dim)] = indices
     return kept
 

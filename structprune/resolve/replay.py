@@ -79,7 +79,9 @@ class Replay:
         self._matched = expected
         self._fresh_taken = 0
         if node.scalars != expected.scalars:
-            self.mismatch(expected, f"computes with {node.scalars} instead of {expected.scalars}")
+            for (name, got), (_, dense) in zip(node.scalars, expected.scalars, strict=False):
+                if got != dense:
+                    self.mismatch(expected, f"its number {name!r} becomes {got}, was {dense}: it depends on the size")
 
     def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operator; hand on what was predicted where something else comes out."""
@@ -140,8 +142,7 @@ class Replay:
     def predicted_shape(self, output: Output) -> tuple[int, ...]:
         """The shape of a dense output without the slices that are gone."""
         return tuple(
-            size if ids is None else len(self.kept(ids))
-            for size, ids in zip(output.shape, output.labels, strict=True)
+            size if ids is None else len(self.kept(ids)) for size, ids in zip(output.shape, output.labels, strict=True)
         )
 
     # What the rules say.
@@ -199,7 +200,9 @@ class Replay:
             return
         got = tensors_of(out)[0]
         if got.shape == dense.constant.shape and not got.is_meta and not torch.equal(got, dense.constant):
-            self.mismatch(dense, f"the constant {dense.constant.flatten()[:4].tolist()} became {got.flatten()[:4].tolist()}")
+            self.mismatch(
+                dense, f"the constant {dense.constant.flatten()[:4].tolist()} became {got.flatten()[:4].tolist()}"
+            )
 
 
 def _shapes(shapes: list[tuple[int, ...]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from structprune.errors import StructPruneError
 from structprune.graph.discovery import Decisions, reading_key
@@ -56,18 +56,17 @@ def resolve(session: Session, choose: Chooser) -> Resolved:
 def rank_readings(session: Session, choose: Chooser) -> tuple[Decisions, dict[str, tuple[str, ...]]]:
     """Order the readings of every split dimension by how much they remove, and take the best of each."""
     decisions, ranking = Decisions(), {}
-    for key, readings in _ambiguous(session.discover(decisions)).items():
+    for key, readings in ambiguous_readings(session.discover(decisions)).items():
         left = {}
         for reading in readings:
-            tried = replace(decisions, readings={**decisions.readings, key: reading})
-            graph = session.discover(tried)
+            graph = session.discover(decisions.reading(key, reading))
             left[reading] = elements_left(graph, choose(graph))
         ranking[key] = tuple(sorted(readings, key=left.__getitem__))
-        decisions = replace(decisions, readings={**decisions.readings, key: ranking[key][0]})
+        decisions = decisions.reading(key, ranking[key][0])
     return decisions, ranking
 
 
-def _ambiguous(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
+def ambiguous_readings(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
     """Readings that remove different channels, by source line."""
     found: dict[str, tuple[str, ...]] = {}
     for record in graph.records:
@@ -78,10 +77,11 @@ def _ambiguous(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _revised(
-    decisions: Decisions, mismatches: tuple[Mismatch, ...], ranking: dict[str, tuple[str, ...]]
-) -> Decisions:
-    """Take the next reading where there is one; else freeze what meets at the operator."""
+def _revised(decisions: Decisions, mismatches: tuple[Mismatch, ...], ranking: dict[str, tuple[str, ...]]) -> Decisions:
+    """Take the next reading where there is one; else freeze what meets at the operators.
+
+    Not both in one round: a reading that is wrong may be what the later operators trip over.
+    """
     readings, frozen = dict(decisions.readings), dict(decisions.frozen)
     advanced: set[str] = set()
     for mismatch in mismatches:
@@ -96,4 +96,4 @@ def _revised(
             advanced.add(key)
         else:
             frozen[mismatch.training, node.index] = f"cannot shrink here: {mismatch.text}"
-    return Decisions(readings, frozen)
+    return Decisions(readings, decisions.frozen if advanced else frozen)

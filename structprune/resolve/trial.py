@@ -44,7 +44,9 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
         except Exception as error:
             # Python code between two operators failed: what it waits for comes next.
             text = str(error).strip().splitlines()
-            replay.mismatch(replay.upcoming(), f"cannot be reached: {type(error).__name__}: {text[0] if text else ''}")
+            replay.mismatch(
+                replay.upcoming(), f"the code before it fails: {type(error).__name__}: {text[0] if text else ''}"
+            )
         mismatches += replay.mismatches
     return Trial(tuple(mismatches), macs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from torch import nn
@@ -27,7 +26,7 @@ _HELD: dict[type[nn.Module], frozenset[str]] = {
 def layer_changes(model: nn.Module, graph: DependencyGraph, present: Mask) -> tuple[AttributeChange, ...]:
     """The attributes of torch.nn's layers that the cut changes.
 
-    The rules say which sizes each operator was given (:meth:`Call.size`); the layer that ran the
+    The rules say which sizes each operator was given (``Call.size``); the layer that ran the
     operator holds them.
     """
     modules = dict(model.named_modules())
@@ -45,7 +44,6 @@ def layer_changes(model: nn.Module, graph: DependencyGraph, present: Mask) -> tu
     return tuple(changes.values())
 
 
-@cache
 def _held_by(kind: type[nn.Module]) -> frozenset[str]:
     return frozenset().union(*(names for base, names in _HELD.items() if issubclass(kind, base)))
 

@@ -22,7 +22,11 @@ class AttributeChange:
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.name}: {self.old} -> {self.new}" if self.module else f"{self.name}: {self.old} -> {self.new}"
+        return (
+            f"{self.module}.{self.name}: {self.old} -> {self.new}"
+            if self.module
+            else f"{self.name}: {self.old} -> {self.new}"
+        )
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,7 @@ def cut_in_place(model: nn.Module, cut: Cut) -> None:
     tensors = named_tensors(model)
     # All that can fail for want of memory happens before the first change.
     new = {name: sliced(tensors[name], kept) for name, kept in cut.kept.items()}
-    grads = {
-        name: sliced(grad, kept) for name, kept in cut.kept.items() if (grad := tensors[name].grad) is not None
-    }
+    grads = {name: sliced(grad, kept) for name, kept in cut.kept.items() if (grad := tensors[name].grad) is not None}
     undo: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
     changed: list[AttributeChange] = []
     try:
@@ -85,6 +83,6 @@ def _replace(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None
 def _copy_hooks(tensor: torch.Tensor, twin: torch.Tensor) -> None:
     """``deepcopy`` drops the hooks of parameters: register them again."""
     for hook in (tensor._backward_hooks or {}).values():
-        twin.register_hook(hook)
+        twin.register_hook(hook)  # type: ignore[no-untyped-call]
     for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values():
-        twin.register_post_accumulate_grad_hook(hook)
+        twin.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]

@@ -192,9 +192,7 @@ def _through_surrogates(
     ):
         replay = Replay(trace.record, trace.space, trace.roots, None, shown, MaskedRun(masks))
         try:
-            record = follow(
-                Holder(case.function, operands), [Invocation(function=lambda m: m())], replay, labels
-            )
+            record = follow(Holder(case.function, operands), [Invocation(function=lambda m: m())], replay, labels)
         except Exception as error:
             raise ContractBroken(f"{case.name}: {error}") from error
         if replay.mismatches:

@@ -10,6 +10,7 @@ channels are made elementwise in both models.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -75,7 +76,7 @@ def check(
         before, got = _run(dense, inputs, training), _run(pruned, inputs, training)
     if [t.shape for t in expected] != [t.shape for t in got]:
         raise WrongCut(f"outputs have shapes {[list(t.shape) for t in got]}, not {[list(t.shape) for t in expected]}")
-    scale = max(float(t.abs().max()) for t in before if t.numel())
+    scale = max(float(t.abs().max()) for t in before if t.numel()) or 1.0
     error = max(float((a - b).abs().max()) for a, b in zip(expected, got, strict=True) if a.numel()) / scale
     if not error <= TOLERANCE:
         raise WrongCut(f"outputs differ by {error:.2e} of their scale")
@@ -108,24 +109,29 @@ def _kept(name: str, big: torch.Tensor, small: torch.Tensor) -> dict[int, torch.
         return {}
     if big.ndim != small.ndim or any(s > b or s == 0 for b, s in zip(big.shape, small.shape, strict=True)):
         raise WrongCut(f"{name} went from {list(big.shape)} to {list(small.shape)}")
-    values, order = big.detach().flatten().sort()
-    if len(values) > 1 and bool((values[1:] == values[:-1]).any()):
-        raise WrongCut(f"{name} has equal values: the oracle needs unique ones")
     # The corner lines say which indices are left; then the whole tensor must be exactly those.
     kept = {}
+    flat = big.detach().reshape(-1)
     for dim in range(big.ndim):
+        if big.shape[dim] == small.shape[dim]:
+            kept[dim] = torch.arange(big.shape[dim])
+            continue
         line = small.detach()
         for other in reversed([d for d in range(big.ndim) if d != dim]):
             line = line.select(other, 0)
-        place = torch.searchsorted(values, line.contiguous()).clamp(max=len(values) - 1)
-        if not torch.equal(values[place], line):
-            raise WrongCut(f"{name} holds values that the dense tensor does not have")
-        stride = int(torch.tensor(big.shape[dim + 1 :]).prod()) if dim + 1 < big.ndim else 1
-        kept[dim] = order[place] // stride % big.shape[dim]
-    rebuilt = big.detach()
-    for dim, index in kept.items():
+        values, order = line.contiguous().sort()
+        place = torch.searchsorted(values, flat).clamp_(max=len(values) - 1)
+        found = (values[place] == flat).nonzero().flatten()
+        if len(found) != len(line):
+            raise WrongCut(f"{name} holds values that the dense tensor does not have, or has more than once")
+        stride = math.prod(big.shape[dim + 1 :])
+        index = torch.empty(len(line), dtype=torch.long)
+        index[order[place[found]]] = found // stride % big.shape[dim]
+        kept[dim] = index
         if bool((index[1:] <= index[:-1]).any()):
             raise WrongCut(f"{name} has its slices along dim {dim} out of order")
+    rebuilt = big.detach()
+    for dim, index in kept.items():
         rebuilt = rebuilt.index_select(dim, index)
     if not torch.equal(rebuilt, small.detach()):
         raise WrongCut(f"{name} is no slice of the dense tensor")
@@ -155,10 +161,14 @@ def elementwise_norms() -> Iterator[None]:
     """Layer norm and group norm without their statistics, which would differ over fewer channels."""
     saved = F.layer_norm, F.group_norm
 
-    def layer_norm(x: torch.Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> torch.Tensor:
+    def layer_norm(
+        x: torch.Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+    ) -> torch.Tensor:
         return _affine(x, weight, bias, -1)
 
-    def group_norm(x: torch.Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> torch.Tensor:
+    def group_norm(
+        x: torch.Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+    ) -> torch.Tensor:
         return _affine(x, weight, bias, 1)
 
     F.layer_norm, F.group_norm = layer_norm, group_norm
@@ -188,5 +198,3 @@ def _flat(output: Any) -> list[torch.Tensor]:
     if isinstance(output, (list, tuple)):
         return [t for v in output for t in _flat(v)]
     return []
-
-

@@ -146,11 +146,15 @@ CONTRACTION = [
     Case("conv multiplier", _conv(2, -1), ((2, 8, 5, 5), (24, 1, 3, 3), (24,)), ("0.0", "0.1", "1.0", "2.0")),
     Case("conv of constant", lambda w: F.conv2d(fixed(1, 6, 5, 5), w), ((8, 6, 3, 3),), ("0.0",)),
     Case("transposed", _transposed(), ((2, 6, 5, 5), (6, 8, 3, 3), (8,)), ("0.0", "0.1", "1.0", "1.1", "2.0")),
-    Case("transposed grouped", _transposed(2), ((2, 8, 5, 5), (8, 6, 3, 3), (12,)), ("0.0", "0.1", "1.0", "1.1", "2.0")),
+    Case(
+        "transposed grouped", _transposed(2), ((2, 8, 5, 5), (8, 6, 3, 3), (12,)), ("0.0", "0.1", "1.0", "1.1", "2.0")
+    ),
     Case("transposed depthwise", _transposed(-1), ((2, 8, 5, 5), (8, 3, 3, 3), (24,)), ("0.0", "0.1", "1.0", "2.0")),
     Case("mm", lambda a, b: a @ b, ((4, 6), (6, 8)), ("0.0", "0.1", "1.0", "1.1")),
     Case("bmm", lambda a, b: torch.bmm(a, b), ((4, 6, 5), (4, 5, 8)), ("0.0", "0.1", "0.2", "1.0", "1.1", "1.2")),
-    Case("addmm", lambda b, x, w: torch.addmm(b, x, w.t()), ((8,), (4, 6), (8, 6)), ("0.0", "1.0", "1.1", "2.0", "2.1")),
+    Case(
+        "addmm", lambda b, x, w: torch.addmm(b, x, w.t()), ((8,), (4, 6), (8, 6)), ("0.0", "1.0", "1.1", "2.0", "2.1")
+    ),
     Case(
         "baddbmm",
         lambda b, x, y: torch.baddbmm(b, x, y),
@@ -158,7 +162,9 @@ CONTRACTION = [
         ("0.1", "0.2", "1.0", "1.1", "1.2", "2.0", "2.1", "2.2"),
     ),
     Case("linear 3d", lambda x, w, b: F.linear(x, w, b), ((4, 5, 6), (8, 6), (8,)), ("0.2", "1.0", "1.1", "2.0")),
-    Case("linear op", lambda x, w, b: aten.linear(x, w, b), ((4, 6), (8, 6), (8,)), ("0.0", "0.1", "1.0", "1.1", "2.0")),
+    Case(
+        "linear op", lambda x, w, b: aten.linear(x, w, b), ((4, 6), (8, 6), (8,)), ("0.0", "0.1", "1.0", "1.1", "2.0")
+    ),
     Case("mv", lambda a, v: torch.mv(a, v), ((4, 6), (6,)), ("0.0", "0.1", "1.0")),
     Case("dot", lambda a, b: torch.dot(a, b), ((6,), (6,)), ("0.0", "1.0")),
     Case("vdot", lambda a, b: torch.vdot(a, b), ((6,), (6,)), ("0.0", "1.0")),
@@ -184,28 +190,91 @@ def _batch_norm(training: bool) -> Callable[..., torch.Tensor]:
 
 NORMALISATION = [
     Case("batch_norm eval", _batch_norm(False), _BN[1], _BN[0], make=positive),
-    Case("batch_norm legit", lambda x, w, b, m, v: aten._native_batch_norm_legit(x, w, b, m.clone(), v.clone(), False, 0.1, 1e-5), _BN[1], _BN[0], make=positive),
-    Case("batch_norm no training", lambda x, w, b, m, v: aten._native_batch_norm_legit_no_training(x, w, b, m, v, 0.1, 1e-5), _BN[1], _BN[0], make=positive),
-    Case("batch_norm no update", lambda x, w, b, m, v: aten._batch_norm_no_update(x, w, b, m, v, 0.1, 1e-5)[0], _BN[1], _BN[0], make=positive),
-    Case("batch_norm with update", lambda x, w, b, m, v: aten._batch_norm_with_update(x, w, b, m.clone(), v.clone(), 0.1, 1e-5)[0].clone(), _BN[1], _BN[0], make=positive),
-    Case("instance_norm", lambda x, w, b: F.instance_norm(x * fixed(2, 1, 1, 1), weight=w, bias=b), ((6, 5, 5), (6,), (6,)), ("0.0", "0.1", "0.2", "1.0", "2.0")),
-    Case("layer_norm", lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b), ((4, 5, 6), (6,), (6,)), ("0.0", "0.1", "0.2", "1.0", "2.0")),
-    Case("layer_norm 2 dims", lambda x, w: F.layer_norm(x, x.shape[-2:], w), ((4, 5, 6), (5, 6)), ("0.0", "0.1", "0.2", "1.0", "1.1")),
+    Case(
+        "batch_norm legit",
+        lambda x, w, b, m, v: aten._native_batch_norm_legit(x, w, b, m.clone(), v.clone(), False, 0.1, 1e-5),
+        _BN[1],
+        _BN[0],
+        make=positive,
+    ),
+    Case(
+        "batch_norm no training",
+        lambda x, w, b, m, v: aten._native_batch_norm_legit_no_training(x, w, b, m, v, 0.1, 1e-5),
+        _BN[1],
+        _BN[0],
+        make=positive,
+    ),
+    Case(
+        "batch_norm no update",
+        lambda x, w, b, m, v: aten._batch_norm_no_update(x, w, b, m, v, 0.1, 1e-5)[0],
+        _BN[1],
+        _BN[0],
+        make=positive,
+    ),
+    Case(
+        "batch_norm with update",
+        lambda x, w, b, m, v: aten._batch_norm_with_update(x, w, b, m.clone(), v.clone(), 0.1, 1e-5)[0].clone(),
+        _BN[1],
+        _BN[0],
+        make=positive,
+    ),
+    Case(
+        "instance_norm",
+        lambda x, w, b: F.instance_norm(x * fixed(2, 1, 1, 1), weight=w, bias=b),
+        ((6, 5, 5), (6,), (6,)),
+        ("0.0", "0.1", "0.2", "1.0", "2.0"),
+    ),
+    Case(
+        "layer_norm",
+        lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b),
+        ((4, 5, 6), (6,), (6,)),
+        ("0.0", "0.1", "0.2", "1.0", "2.0"),
+    ),
+    Case(
+        "layer_norm 2 dims",
+        lambda x, w: F.layer_norm(x, x.shape[-2:], w),
+        ((4, 5, 6), (5, 6)),
+        ("0.0", "0.1", "0.2", "1.0", "1.1"),
+    ),
     Case("rms_norm", lambda x, w: F.rms_norm(x, x.shape[-1:], w), ((4, 5, 6), (6,)), ("0.0", "0.1", "0.2", "1.0")),
-    Case("group_norm groups", lambda x, w, b: F.group_norm(x, x.shape[1] // 2, w, b), ((2, 8, 5), (8,), (8,)), ("0.0", "0.1", "1.0", "2.0"), "groups"),
-    Case("group_norm positions", lambda x, w, b: F.group_norm(x, 2, w, b), ((2, 8, 5), (8,), (8,)), ("0.0", "0.1", "1.0", "2.0"), "positions"),
-    Case("group_norm one", lambda x, w, b: F.group_norm(x, 1, w, b), ((2, 8, 5), (8,), (8,)), ("0.0", "0.1", "1.0", "2.0")),
+    Case(
+        "group_norm groups",
+        lambda x, w, b: F.group_norm(x, x.shape[1] // 2, w, b),
+        ((2, 8, 5), (8,), (8,)),
+        ("0.0", "0.1", "1.0", "2.0"),
+        "groups",
+    ),
+    Case(
+        "group_norm positions",
+        lambda x, w, b: F.group_norm(x, 2, w, b),
+        ((2, 8, 5), (8,), (8,)),
+        ("0.0", "0.1", "1.0", "2.0"),
+        "positions",
+    ),
+    Case(
+        "group_norm one",
+        lambda x, w, b: F.group_norm(x, 1, w, b),
+        ((2, 8, 5), (8,), (8,)),
+        ("0.0", "0.1", "1.0", "2.0"),
+    ),
     Case("softmax", lambda x: x.softmax(1), X, ALL3),
     Case("safe_softmax", lambda x: aten._safe_softmax(x, -1), X, ALL3),
     Case("log_softmax", lambda x: x.log_softmax(-1), X, ALL3),
     Case("cumsum", lambda x: x.cumsum(1), X, ALL3),
     Case("logcumsumexp", lambda x: x.logcumsumexp(2), X, ALL3),
-    Case("weight_norm", lambda v, g: aten._weight_norm_interface(v, g, 0)[0], ((8, 6, 3), (8, 1, 1)), ("0.0", "0.1", "0.2", "1.0")),
+    Case(
+        "weight_norm",
+        lambda v, g: aten._weight_norm_interface(v, g, 0)[0],
+        ((8, 6, 3), (8, 1, 1)),
+        ("0.0", "0.1", "0.2", "1.0"),
+    ),
     Case("renorm", lambda x: x.renorm(2, 0, 0.5), X, ALL3),
 ]
 
 
-def _reduce(name: str, *args: object, make: Callable[[Sequence[int]], torch.Tensor] = torch.randn, **options: object) -> list[Case]:
+def _reduce(
+    name: str, *args: object, make: Callable[[Sequence[int]], torch.Tensor] = torch.randn, **options: object
+) -> list[Case]:
     operator = getattr(aten, name)
     return [
         Case(f"{name} dim {dim}", lambda x, d=dim: operator(x, *args, d, **options), X, ALL3, make=make)
@@ -291,7 +360,12 @@ MOVEMENT = [
     Case("reshape alias", lambda x: aten._reshape_alias(x, list(x.shape), list(x.stride())), X, ALL3),
     Case("reshape copy", lambda x: aten._reshape_copy(x, [*x.shape, 1]), X, ALL3),
     Case("channel shuffle by views", _shuffled(2), ((2, 8, 5),), ("0.0", "0.1", "0.2"), "dim 1"),
-    Case("there and back", lambda x: (x.unsqueeze(-1) * fixed(5)).flatten(1).unflatten(1, (-1, 5)), ((4, 6),), ("0.0", "0.1")),
+    Case(
+        "there and back",
+        lambda x: (x.unsqueeze(-1) * fixed(5)).flatten(1).unflatten(1, (-1, 5)),
+        ((4, 6),),
+        ("0.0", "0.1"),
+    ),
     Case("permute", lambda x: x.permute(2, 0, 1), X, ALL3),
     Case("permute negative", lambda x: x.permute(0, -1, 1), X, ALL3),
     Case("permute copy", lambda x: aten.permute_copy(x, [1, 2, 0]), X, ALL3),

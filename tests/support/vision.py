@@ -21,7 +21,7 @@ _SCHEMAS = """
     _ps_roi_pool_backward(Tensor grad, Tensor rois, Tensor channel_mapping, float spatial_scale, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width) -> Tensor
     deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> Tensor
     _deform_conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)
-"""  # noqa: E501
+"""
 _LIBRARIES: list[torch.library.Library] = []
 
 
@@ -38,7 +38,7 @@ def torchvision() -> ModuleType:
 
 
 def classification_models() -> list[str]:
-    """torchvision's classification models without attention: 68 of 80."""
+    """Torchvision's classification models without attention: 68 of 80."""
     names = torchvision().models.list_models(module=torchvision().models)
     return [n for n in names if not n.startswith(("vit_", "swin", "maxvit"))]
 

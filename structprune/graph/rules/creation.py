@@ -13,7 +13,9 @@ from structprune.graph.slices import Labels
 )  # fmt: skip
 def uniform(call: Call) -> Labels:
     """All entries are alike, or drawn alike: no position is special."""
-    return tuple(call.fresh(size) if dense > 1 else None for size, dense in zip(call.out.shape, call.out_shape(), strict=True))
+    return tuple(
+        call.fresh(size) if dense > 1 else None for size, dense in zip(call.out.shape, call.out_shape(), strict=True)
+    )
 
 
 @rule("empty_like", "full_like", "ones_like", "zeros_like", "rand_like", "randn_like", "randint_like")
@@ -26,4 +28,4 @@ def like(call: Call) -> Labels:
 def table(call: Call) -> Labels:
     """Every entry differs from the next: the sizes stay."""
     call.freeze_all("sets the size of a table")
-    return (None,) * call.out.ndim
+    return (None,) * len(call.out.shape)

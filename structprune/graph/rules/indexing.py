@@ -50,7 +50,7 @@ def advanced_index(call: Call) -> Labels:
                 call.freeze(labels[covered], "is indexed by position")
             for ids in call.labels(index):
                 call.freeze(ids, "is an index")
-    rank = call.out.ndim
+    rank = len(call.out.shape)
     # With one index the result takes its place; with several, adjacent or not, only what lies
     # before and behind them in the same order is sure.
     if len(used) == 1 and indices[used[0]].dtype not in (torch.bool, torch.uint8):  # type: ignore[union-attr]
@@ -75,11 +75,11 @@ def embedding(call: Call) -> Labels:
 def gather(call: Call) -> Labels:
     """``x[index]`` along one dimension."""
     call.freeze_all("is indexed by position")
-    return (None,) * call.out.ndim
+    return (None,) * len(call.out.shape)
 
 
 @rule("scatter", "scatter_add", "index_put", "index_add", "index_copy", "masked_scatter", "scatter_reduce")
 def scatter(call: Call) -> Labels:
     """Writes at positions."""
     call.freeze_all("is written at positions")
-    return (None,) * call.out.ndim
+    return (None,) * len(call.out.shape)

@@ -92,7 +92,7 @@ def _varying(grid: Ids, dense: Sequence[int]) -> list[int]:
 def dimension_blocks(before: Sequence[int], after: Sequence[int]) -> list[Block]:
     """Pair the dimensions of two shapes of one size into the smallest blocks with equal products.
 
-    Example:
+    Examples:
         >>> dimension_blocks((2, 12, 5), (2, 3, 4, 5))
         [((0,), (0,)), ((1,), (1, 2)), ((2,), (3,))]
     """
@@ -218,7 +218,7 @@ def roll(call: Call) -> Labels:
     dims = [normalised(d, x.ndim) for d in call["dims"]]
     if not dims:
         call.freeze_all("is rolled as one long dimension")
-        return (None,) * x.ndim
+        return (None,) * len(labels)
     for dim, shift in zip(dims, call["shifts"], strict=True):
         ids = labels[dim]
         if ids is None or shift % len(ids) == 0:

@@ -67,7 +67,9 @@ def group_norm(call: Call) -> list[Labels]:
     if ids is not None:
         groups = call.remember("groups", groups)
         width = call.shape(x)[1] // groups
-        readings = ("groups", "positions") if groups > 1 and width > 1 else ("groups",) if groups > 1 else ("positions",)
+        readings = (
+            ("groups", "positions") if groups > 1 and width > 1 else ("groups",) if groups > 1 else ("positions",)
+        )
         if call.choose(*readings) == "groups":
             per_group = ids.reshape(-1, width)
             call.couple(per_group.ravel(), per_group[:, :1].repeat(width, 1).ravel(), "")

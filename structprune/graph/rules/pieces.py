@@ -139,4 +139,4 @@ def constant_pad(call: Call) -> Labels:
 def scatter_stretch(call: Call) -> Labels:
     """Write a stretch of a dimension: a table of positions."""
     call.freeze_all("is written at fixed positions")
-    return (None,) * call.out.ndim
+    return (None,) * len(call.out.shape)

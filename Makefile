@@ -1,0 +1,52 @@
+# Two commands on a fresh machine with Python, make and pip:
+#   make demo   prunes the built-in ResNet-50, proves it and shows the table
+#   make test   ruff, mypy --strict, the documentation build and all tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
+# torchvision's wheel asks for the torch it was built with; its Python code runs beside any.
+TORCHVISION := torchvision==0.28.0
+
+.PHONY: demo test lint types unit zoo bench docs clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m structprune.report.demo
+
+test: lint types unit
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test-installed
+	$(BIN)/mypy
+
+unit: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+zoo: $(VENV)/.test-installed
+	$(BIN)/python -m tests.zoo --markdown docs/zoo.md
+
+bench: $(VENV)/.test-installed
+	$(BIN)/python -m tests.bench.planning --markdown docs/benchmarks.md
+
+docs: $(VENV)/.test-installed
+	$(BIN)/mkdocs build --strict --config-file docs/config/mkdocs.yml
+
+clean:
+	rm -rf $(VENV) build site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml .ci/constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test-installed: $(VENV)/.installed
+	$(PIP) --no-deps $(TORCHVISION) timm
+	$(PIP) --editable '.[test]' safetensors huggingface_hub pyyaml
+	touch $@
