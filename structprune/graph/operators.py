@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Result: TypeAlias = Labels | list[Labels]
 Rule: TypeAlias = "Callable[[Call], Result]"
 
-# Arguments of these types are numbers that go into the computation, not sizes.
-_SCALAR_TYPES = frozenset(("float", "number", "Optional[float]", "Optional[number]"))
+# Arguments of these types may be numbers that go into the computation, and are not sizes.
+_SCALAR_TYPES = frozenset(("float", "number", "Tensor", "Optional[float]", "Optional[number]", "Optional[Tensor]"))
 _RULES: dict[str, Rule] = {}
 _KNOWN: dict[Any, Operator] = {}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -138,15 +140,26 @@ def follow(model: nn.Module, calls: Invocations, observer: Observer, labels: dic
 
 @contextmanager
 def running(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put a copy into a mode, with the global switches that the tracer needs, and restore them."""
+    """Put a copy into a mode, with the global state that the tracer needs, and restore it.
+
+    Random numbers start from the same state every time: a layer that is dropped by chance must be
+    dropped in every trace, or in none.
+    """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     modes = {module: module.training for module in model.modules()}
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
+        torch.default_generator.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
         model.train(training)
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
         for module, mode in modes.items():
             module.training = mode
 

@@ -99,7 +99,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         node.sources = tuple((v.node, v.output) for v in values)
         node.scalars = tuple(
-            (k, v) for k, v in arguments.items() if k in op.scalars and not isinstance(v, torch.Tensor)
+            (k, v) for k, v in arguments.items() if k in op.scalars and isinstance(v, (int, float, complex))
         )
         self._observer.start(node)
         out = self._observer.run(node, op, args, kwargs)

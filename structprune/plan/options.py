@@ -143,6 +143,7 @@ def _read_pattern(option: str, pattern: Any, tensors: Sequence[str]) -> str:
     if not isinstance(pattern, str):
         raise OptionError(f"{option} holds {pattern!r}; expected patterns of module or parameter names as strings.")
     if not any(matches(pattern, name) for name in tensors):
-        modules = {name.rpartition(".")[0] for name in tensors} | set(tensors)
+        parts = [name.split(".") for name in tensors]
+        modules = {".".join(p[:i]) for p in parts for i in range(1, len(p) + 1)}
         raise OptionError(f"{option}={pattern!r} matches no module and no parameter{nearest(pattern, modules)}")
     return pattern

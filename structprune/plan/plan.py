@@ -143,7 +143,7 @@ class Plan:
                 params=_pair(document["params"]),
                 macs=_pair(document["macs"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"This text cannot be read as a plan: {type(error).__name__}: {error}") from error
 
     def __str__(self) -> str:

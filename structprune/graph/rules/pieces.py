@@ -87,24 +87,24 @@ def slice_(call: Call) -> Labels:
     if call.remember("whole", slice(call["start"], call["end"], call["step"]).indices(dense) == (0, dense, 1)):
         return labels
     if step > 1:
-        _couple_strides(call, ids, start % step, step)
+        _couple_strides(call, ids, step)
     reading = call.choose("free", "anchored", FROZEN)
     if reading == "anchored":
         _anchor(call, ids, call["start"], call["end"])
     elif reading == FROZEN:
         call.freeze(ids, "is sliced at fixed positions")
-    for stretch in (ids[:start], ids[start:stop], ids[stop:]):
+    first = start - start % step
+    for stretch in (ids[:first], ids[first:stop], ids[stop:]):
         call.piece(stretch if len(stretch) else None)
     return (*labels[:dim], ids[start:stop:step], *labels[dim + 1 :])
 
 
-def _couple_strides(call: Call, ids: Ids, offset: int, step: int) -> None:
+def _couple_strides(call: Call, ids: Ids, step: int) -> None:
     """Runs of ``step`` entries leave together, so that every ``step``-th stays the one that it is."""
-    runs = (len(ids) - offset) // step
-    whole = ids[offset : offset + runs * step].reshape(runs, step)
+    runs = len(ids) // step
+    whole = ids[: runs * step].reshape(runs, step)
     call.couple(whole.ravel(), whole[:, :1].repeat(step, 1).ravel(), "")
-    call.freeze(ids[:offset], "lies before the first stride")
-    call.freeze(ids[offset + runs * step :], "is the rest of a strided slice")
+    call.freeze(ids[runs * step :], "is the rest of a strided slice")
 
 
 def _anchor(call: Call, ids: Ids, start: int | None, end: int | None) -> None:

@@ -1,0 +1,155 @@
+"""Plans: what they choose, what they print, JSON both ways."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import structprune
+from structprune import Plan, PlanError
+from tests.support.small import IMAGE, TinyResNet, chain
+
+
+def widths(model: Any) -> list[int]:
+    return [m.out_channels for m in model if isinstance(m, nn.Conv2d)]
+
+
+def test_the_weakest_filters_go() -> None:
+    model = chain(4, 8)
+    with torch.no_grad():
+        for filter_, scale in zip(model[0].weight, (3.0, 0.1, 2.0, 0.2), strict=True):
+            filter_.fill_(scale)
+    plan = structprune.plan_pruning(model, 0.5, example_inputs=IMAGE)
+    assert plan.kept["0.weight"] == {0: (0, 2)} and plan.kept["3.weight"] == {1: (0, 2)}
+
+
+def test_equal_scores_keep_the_lower_index() -> None:
+    model = chain(6, 8)
+    nn.init.ones_(model[0].weight)  # type: ignore[arg-type]
+    plan = structprune.plan_pruning(model, 0.4, example_inputs=IMAGE)
+    assert plan.kept["0.weight"] == {0: (0, 1, 2, 3)}
+
+
+def test_scores_are_summed_over_tied_producers() -> None:
+    model = TinyResNet()
+    with torch.no_grad():
+        for parameter in (model.block1.conv3.weight, model.block1.downsample[0].weight, model.block2.conv3.weight):  # type: ignore[index]
+            parameter.fill_(0.1)
+        # Channel 5 is strong in one producer of the stream only, which is enough to stay.
+        model.block2.conv3.weight[5].fill_(9.0)
+        model.block1.conv3.weight[60].fill_(9.0)
+    plan = structprune.plan_pruning(model, 0.9, "channel", example_inputs=IMAGE, round_to=1, keep_representation=False)
+    kept = plan.kept["fc.weight"][1]
+    assert 5 in kept and 60 in kept and len(kept) == 64 - 57
+
+
+def test_weight_normalised_filters_are_scored_by_what_they_are() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 3))
+    with torch.no_grad():
+        model[0].parametrizations.weight.original0.copy_(torch.tensor([1.0, 9.0, 8.0, 2.0]).view(4, 1, 1, 1))  # type: ignore[union-attr, index, operator]
+    plan = structprune.plan_pruning(model, 0.5, example_inputs=IMAGE, keep_representation=False)
+    assert plan.kept["1.weight"] == {1: (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("width", "ratio", "round_to", "left"),
+    [
+        (64, 0.5, "auto", 32), (64, 0.3, "auto", 48), (64, 0.1, "auto", 56), (100, 0.5, "auto", 50),
+        (48, 0.3, "auto", 34), (48, 0.3, 16, 32), (48, 0.1, 16, 48), (48, 0.9, 16, 16), (10, 0.25, 1, 8),
+        (72, 0.5, "auto", 40), (72, 0.5, 1, 36), (7, 0.5, 4, 4),
+    ],
+)  # fmt: skip
+def test_rounding(width: int, ratio: float, round_to: Any, left: int) -> None:
+    model = chain(width, 8)
+    if left == width:
+        with pytest.raises(structprune.NothingToPruneError, match="round_to=1"):
+            structprune.prune_model(model, ratio, example_inputs=IMAGE, round_to=round_to)
+        return
+    small = structprune.prune_model(model, ratio, example_inputs=IMAGE, round_to=round_to)
+    assert widths(small) == [left, 8]
+
+
+def test_ratio_by_pattern_and_ignore() -> None:
+    model = chain(16, 16, 16, 8)
+    small = structprune.prune_model(model, {"3": 0.5, "6*": 0.25}, example_inputs=IMAGE)
+    assert widths(small) == [16, 8, 12, 8]
+    small = structprune.prune_model(model, 0.5, example_inputs=IMAGE, ignore=["3"])
+    assert widths(small) == [8, 16, 8, 8]
+    small = structprune.prune_model(model, 0.5, example_inputs=IMAGE, ignore="6.weight")
+    assert widths(small) == [8, 8, 16, 8]
+
+
+def test_keep_representation() -> None:
+    model = chain(16, 16)
+    assert widths(structprune.prune_model(model, 0.5, example_inputs=IMAGE)) == [8, 16]
+    assert widths(structprune.prune_model(model, 0.5, example_inputs=IMAGE, keep_representation=False)) == [8, 8]
+
+
+def test_granularities() -> None:
+    model = TinyResNet()
+    filters: Any = structprune.prune_model(model, 0.5, example_inputs=IMAGE, keep_representation=False)
+    channels: Any = structprune.prune_model(model, 0.5, "channel", example_inputs=IMAGE, keep_representation=False)
+    assert (filters.block1.conv1.out_channels, filters.block1.conv3.out_channels) == (8, 64)
+    assert (channels.block1.conv1.out_channels, channels.block1.conv3.out_channels) == (8, 32)
+    assert channels.fc.in_features == 32
+
+
+def test_json_both_ways() -> None:
+    plan = structprune.plan_pruning(TinyResNet(), {"block1": 0.5}, "channel", example_inputs=IMAGE, ignore=["stem"])
+    again = Plan.from_json(plan.to_json())
+    assert again == plan and again.to_json() == plan.to_json()
+    model = TinyResNet()
+    one, two = plan.apply(model), again.apply(model)
+    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+
+
+def test_plans_are_immutable() -> None:
+    plan = structprune.plan_pruning(TinyResNet(), 0.5, example_inputs=IMAGE)
+    with pytest.raises(AttributeError):
+        plan.params = (0, 0)  # type: ignore[misc]
+
+
+def test_a_plan_says_what_it_will_do() -> None:
+    model = TinyResNet()
+    plan = structprune.plan_pruning(model, 0.5, example_inputs=IMAGE)
+    small = plan.apply(model)
+    assert plan.params == tuple(sum(p.numel() for p in m.parameters()) for m in (model, small))
+    assert plan.macs[1] == structprune.plan_pruning(small, 0, example_inputs=IMAGE).macs[0]
+    text = str(plan)
+    assert "Plan for TinyResNet: ratio 0.5, granularity 'filter'" in text
+    assert f"parameters {plan.params[0]:,} -> {plan.params[1]:,}" in text
+    assert "16 -> 8" in text and "is the representation" in text and "block1.conv1.out_channels: 16 -> 8" in text
+
+
+def _changed(**changes: Any) -> str:
+    document = json.loads(structprune.plan_pruning(TinyResNet(), 0.5, example_inputs=IMAGE).to_json())
+    return json.dumps({**document, **changes})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "no structprune plan"),
+        ({"version": 99}, "version 99, this release of structprune reads version 1"),
+        ({"kept": {"stem.weight": {"0": 10**6}}}, "cannot be read as a plan: IndexError"),
+        ({"index_sets": [[3, 2, 1]] * 10}, "not ascending or too large"),
+        ({"index_sets": [[10**6]] * 10}, "not ascending or too large"),
+        ({"index_sets": None}, "cannot be read as a plan"),
+        ({"params": [1]}, "cannot be read as a plan"),
+        ({"attributes": [{"module": "", "name": "__class__", "old": 1, "new": 2}]}, "no size that a module could hold"),
+        ({"attributes": [{"module": "", "name": "x", "old": "a", "new": 2}]}, "is no size or index"),
+    ],
+)
+def test_broken_json(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        Plan.from_json(_changed(**change))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"plan"'])
+def test_no_json(text: str) -> None:
+    with pytest.raises(PlanError, match="plan"):
+        Plan.from_json(text)
