@@ -38,7 +38,7 @@ class Proof:
         proved: The outputs agree within ``1e-9`` of their scale, the masking changed them by more
             than ``1e-3`` of it, and every parameter and buffer of the pruned model is a slice of the dense
             one's.
-        max_error: Largest difference between the outputs, divided by the largest dense output.
+        max_error: Largest difference between the outputs, divided by the largest output.
         power: Largest change of the dense outputs by the masking, on the same scale. Without it
             an agreement would mean nothing.
         mixed: Operators that take a statistic over channels; in both networks an elementwise
@@ -113,19 +113,26 @@ def _compare(dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan
     space = SliceSpace()
     coupling = Coupling(space)
     labels = {name: space.add_tensor(name, t.shape) for name, t in named_tensors(dense).items()}
-    plain = follow(dense, calls, Discovery(space, coupling, decisions, _run, training=False), labels)
+    plain = follow(
+        dense, calls, Discovery(space, coupling, decisions, _run, training=False, keeps_constants=False), labels
+    )
     present = _present(space, coupling.roots(), plan)
 
+    everything = np.ones_like(present)
+
+    def whole(run: MaskedRun) -> Record:
+        return _replayed(dense, calls, Replay(plain, space, coupling.roots(), None, everything, run), labels)
+
     masked_run = MaskedRun(present)
-    masked = _replayed(
-        dense, calls, Replay(plain, space, coupling.roots(), None, np.ones_like(present), masked_run), labels
-    )
+    masked = whole(masked_run)
+    # Where surrogates stand in, the masking must be held against the unmasked network with surrogates.
+    unmasked = whole(MaskedRun(everything)) if masked_run.mixed else plain
     left: dict[str, Labels] = {
         name: tuple(None if ids is None else ids[present[ids]] for ids in axes) for name, axes in labels.items()
     }
-    cut_run = MaskedRun(np.ones_like(present))
+    cut_run = MaskedRun(everything)
     cut = _replayed(pruned, calls, Replay(plain, space, coupling.roots(), None, present, cut_run), left)
-    return _verdict(_outputs(plain), _outputs(masked), _outputs(cut), tuple(dict.fromkeys(masked_run.mixed)))
+    return _verdict(_outputs(unmasked), _outputs(masked), _outputs(cut), tuple(dict.fromkeys(masked_run.mixed)))
 
 
 def _replayed(model: nn.Module, calls: Invocations, replay: Replay, labels: dict[str, Labels]) -> Record:
@@ -137,16 +144,16 @@ def _replayed(model: nn.Module, calls: Invocations, replay: Replay, labels: dict
 
 
 def _verdict(
-    plain: list[torch.Tensor], masked: list[torch.Tensor], cut: list[torch.Tensor], mixed: tuple[str, ...]
+    unmasked: list[torch.Tensor], masked: list[torch.Tensor], cut: list[torch.Tensor], mixed: tuple[str, ...]
 ) -> Proof:
     if [t.shape for t in masked] != [t.shape for t in cut]:
         return Proof(False, math.nan, math.nan, mixed, "the outputs have other shapes")
-    scale = max((float(t.abs().max()) for t in plain if t.numel()), default=0.0)
+    scale = max((float(t.abs().max()) for t in (*unmasked, *masked) if t.numel()), default=0.0)
     if not math.isfinite(scale):
-        return Proof(False, math.nan, math.nan, mixed, f"the largest dense output is {scale}")
+        return Proof(False, math.nan, math.nan, mixed, f"the largest output is {scale}")
     scale = scale or 1.0
     error = max(_distance(a, b) for a, b in zip(masked, cut, strict=True)) / scale
-    power = max(_distance(a, b) for a, b in zip(masked, plain, strict=True)) / scale
+    power = max(_distance(a, b) for a, b in zip(masked, unmasked, strict=True)) / scale
     reason = ""
     if not error <= TOLERANCE:
         reason = f"the outputs differ by {error:.1e} of their scale"

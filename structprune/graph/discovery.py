@@ -47,7 +47,9 @@ class Discovery:
         run: Callable[[Operator, Sequence[Any], dict[str, Any]], Any],
         *,
         training: bool,
+        keeps_constants: bool = True,
     ) -> None:
+        self.keeps_constants = keeps_constants
         self.record = Record(training)
         self._space = space
         self._coupling = coupling

@@ -68,6 +68,8 @@ class Node:
         reduced: Labels that end in a reduction.
         sources: For each tensor argument the node that made it, and which of its outputs it is.
         replay: For a parametric node: computes it again from other weights.
+        constants: Small real tensors among its operands and outputs, where floats are not computed:
+            they may hold a number that was computed from a size.
         readings: The ways in which it may be read, best first; ``reading`` is the one taken.
     """
 
@@ -79,7 +81,7 @@ class Node:
     shapes: list[Shape]
     outputs: list[Output] = field(default_factory=list)
     scalars: tuple[Any, ...] = ()
-    constant: torch.Tensor | None = None
+    constants: list[torch.Tensor] = field(default_factory=list)
     contracts: bool = False
     operands: list[Operand] = field(default_factory=list)
     produced: list[tuple[int, int, Ids]] = field(default_factory=list)

@@ -54,7 +54,8 @@ class Session:
         """Trace the dense network in every mode that runs, and join the constraints."""
         if decisions == Decisions() and self._first is not None:
             return self._first
-        space, coupling, labels = self._space()
+        space = SliceSpace()
+        labels, coupling = self.label(space), Coupling(space)
         records = [
             self.follow(self.replica, Discovery(space, coupling, decisions, run_on_meta, training=mode), labels)
             for mode in sorted(self.calls)
@@ -66,10 +67,9 @@ class Session:
         self._mode = observer.record.training
         return follow(model, self.calls[self._mode], observer, labels)
 
-    def _space(self) -> tuple[SliceSpace, Coupling, dict[str, Labels]]:
-        space = SliceSpace()
-        labels = {name: space.add_tensor(name, t.shape) for name, t in named_tensors(self.replica).items()}
-        return space, Coupling(space), labels
+    def label(self, space: SliceSpace) -> dict[str, Labels]:
+        """Give every parameter and buffer its slices."""
+        return {name: space.add_tensor(name, t.shape) for name, t in named_tensors(self.replica).items()}
 
     def _settle(self, candidates: Iterable[Invocations], given: bool) -> None:
         """Take the first inputs that run in both modes, else the first that run in evaluation."""

@@ -23,13 +23,14 @@ from structprune.graph.slices import Ids, Labels
 _OURS = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
 # Values this small are kept, so that a constant computed from a size can be compared with another.
-_SMALL = 256
+_SMALL = 4096
 
 
 class Observer(Recorder, Protocol):
     """A recorder that also runs the operators."""
 
     record: Record
+    keeps_constants: bool
 
     def start(self, node: Node) -> None:
         """Called before an operator runs."""
@@ -106,13 +107,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = tensors_of(out)
         call = Call(self._observer, op, arguments, tensors, values, node, out)
         labels = self._apply(op, call, results)
+        if self._observer.keeps_constants:
+            node.constants = [t.clone() for t in (*tensors, *results) if not t.is_meta and t.numel() <= _SMALL]
         labels = self._observer.finish(node, out, [v.labels for v in values], labels)
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
             sources = {id(t): s for t, s in zip(tensors, node.sources, strict=True)}
             node.replay = _replay(func, args, kwargs, sources)
-        elif not values and results and results[0].numel() <= _SMALL and not results[0].is_meta:
-            node.constant = results[0].detach()
         if node.contracts:
             node.macs = _macs(func, args, kwargs, out)
         self._nodes.append(node)

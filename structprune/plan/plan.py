@@ -176,7 +176,7 @@ class Plan:
                 held = getattr(model.get_submodule(change.module), change.name)
             except AttributeError as error:
                 raise PlanError(f"The plan does not fit: {error}") from error
-            if held != change.old:
+            if (tuple(held) if isinstance(held, list) else held) != change.old:
                 where = f"{change.module}.{change.name}" if change.module else change.name
                 raise PlanError(f"The plan does not fit: {where} is {held!r}, the plan expects {change.old!r}.")
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from structprune.errors import StructPruneError
 from structprune.graph.discovery import Decisions, reading_key
 from structprune.graph.groups import DependencyGraph
+from structprune.graph.record import Node, Record
 from structprune.graph.session import Session
 from structprune.graph.slices import Mask
+from structprune.resolve.repairs import Repair, propose, repaired
 from structprune.resolve.replay import Mismatch
-from structprune.resolve.trial import run_trial
+from structprune.resolve.trial import Trial, run_trial
 from structprune.surgery.attributes import layer_changes
 from structprune.surgery.cut import Cut, elements_left, kept_indices
 
@@ -37,20 +39,59 @@ def resolve(session: Session, choose: Chooser) -> Resolved:
         choose: Says for a graph which slices stay.
     """
     decisions, ranking = rank_readings(session, choose)
+    repairs = Repairs()
     for _ in range(_MOST_TRIALS):
         graph = session.discover(decisions)
         present = choose(graph)
-        cut = Cut(kept_indices(graph, present), layer_changes(session.replica, graph, present))
-        if not cut.kept:
-            return Resolved(graph, present, cut, graph.records[0].macs)
+        kept = kept_indices(graph, present)
+        if not kept:
+            return Resolved(graph, present, Cut(kept), graph.records[0].macs)
+        followed = repaired(session.replica, graph, repairs.taken, present)
+        cut = Cut(kept, (*layer_changes(session.replica, graph, present), *followed))
         trial = run_trial(session, graph, cut, present)
         if not trial.mismatches:
             return Resolved(graph, present, cut, trial.macs)
-        decisions = _revised(decisions, trial.mismatches, ranking)
+        if not repairs.judge(session, graph, trial):
+            decisions = _revised(graph, decisions, trial.mismatches, ranking)
     raise StructPruneError(
         f"No consistent way to cut {session.model_name} was found in {_MOST_TRIALS} trials; the last one failed at "
         f"{trial.mismatches[0]}. Please report the model; ignore=[...] leaves the modules concerned alone."
     )
+
+
+class Repairs:
+    """The held sizes that are followed. One is kept only if the cut network gets further with it."""
+
+    def __init__(self) -> None:
+        self.taken: list[Repair] = []
+        self._on_trial: list[Repair] = []
+        self._refused: set[Repair] = set()
+        self._reached: tuple[int, int] | None = None
+
+    def judge(self, session: Session, graph: DependencyGraph, trial: Trial) -> bool:
+        """Keep or refuse what was on trial, put something else on trial; whether there was any."""
+        if self._on_trial and self._reached is not None and trial.reached <= self._reached:
+            self.taken = [r for r in self.taken if r not in self._on_trial]
+            self._refused.update(self._on_trial)
+            self._on_trial = []
+            # What failed without them is not what failed now: look again from there.
+            self._reached = None
+            return True
+        known = {r.holder for r in self.taken}
+        fresh = [
+            r for r in propose(session, graph, trial.mismatches) if r not in self._refused and r.holder not in known
+        ]
+        self._on_trial = []
+        taken: set[object] = set()
+        for repair in fresh:
+            # Two holders of one dimension are alternatives, and so are two dimensions for one holder.
+            place = (repair.training, repair.node, repair.dimension)
+            if repair.holder not in taken and place not in taken:
+                taken |= {repair.holder, place}
+                self._on_trial.append(repair)
+        self._reached = trial.reached if self._on_trial else None
+        self.taken = [*self.taken, *self._on_trial]
+        return bool(self._on_trial)
 
 
 def rank_readings(session: Session, choose: Chooser) -> tuple[Decisions, dict[str, tuple[str, ...]]]:
@@ -60,7 +101,8 @@ def rank_readings(session: Session, choose: Chooser) -> tuple[Decisions, dict[st
         left = {}
         for reading in readings:
             graph = session.discover(decisions.reading(key, reading))
-            left[reading] = elements_left(graph, choose(graph))
+            # Of two that remove as much, the finer one: more channels to choose from.
+            left[reading] = elements_left(graph, choose(graph)), -sum(g.width for g in graph.groups)
         ranking[key] = tuple(sorted(readings, key=left.__getitem__))
         decisions = decisions.reading(key, ranking[key][0])
     return decisions, ranking
@@ -77,7 +119,36 @@ def ambiguous_readings(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _revised(decisions: Decisions, mismatches: tuple[Mismatch, ...], ranking: dict[str, tuple[str, ...]]) -> Decisions:
+def _freezable(graph: DependencyGraph, decisions: Decisions, mismatch: Mismatch) -> list[int]:
+    """The nodes to freeze: the one that failed, or, if nothing there can be, the first ones that read it.
+
+    A number computed from a size has no labels of its own; what it is multiplied with has.
+    """
+    record = next(r for r in graph.records if r.training == mismatch.training)
+    reached = {mismatch.node.index}
+    if _may_freeze(graph, decisions, record, mismatch.node):
+        return [mismatch.node.index]
+    for node in record.nodes[mismatch.node.index + 1 :]:
+        if reached.isdisjoint(node.parents):
+            continue
+        reached.add(node.index)
+        if _may_freeze(graph, decisions, record, node):
+            return [node.index]
+    return [mismatch.node.index]
+
+
+def _may_freeze(graph: DependencyGraph, decisions: Decisions, record: Record, node: Node) -> bool:
+    """Whether an operator has labels that are not frozen yet."""
+    if (record.training, node.index) in decisions.frozen:
+        return False
+    labels = [o.labels for o in node.outputs]
+    labels += [record.nodes[i].outputs[o].labels for i, o in node.sources if record.nodes[i].outputs]
+    return any(ids is not None and not graph.stuck[ids].all() for each in labels for ids in each)
+
+
+def _revised(
+    graph: DependencyGraph, decisions: Decisions, mismatches: tuple[Mismatch, ...], ranking: dict[str, tuple[str, ...]]
+) -> Decisions:
     """Take the next reading where there is one; else freeze what meets at the operators.
 
     Not both in one round: a reading that is wrong may be what the later operators trip over.
@@ -95,5 +166,6 @@ def _revised(decisions: Decisions, mismatches: tuple[Mismatch, ...], ranking: di
             readings[key] = later[0]
             advanced.add(key)
         else:
-            frozen[mismatch.training, node.index] = f"cannot shrink here: {mismatch.text}"
+            for index in _freezable(graph, decisions, mismatch):
+                frozen[mismatch.training, index] = f"cannot shrink here: {mismatch.text}"
     return Decisions(readings, decisions.frozen if advanced else frozen)

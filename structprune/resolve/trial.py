@@ -24,6 +24,15 @@ class Trial:
     mismatches: tuple[Mismatch, ...]
     macs: int
 
+    @property
+    def reached(self) -> tuple[int, int]:
+        """How far the cut network got: nodes before the first mismatch of each mode, then fewer mismatches."""
+        first: dict[bool, int] = {}
+        for mismatch in self.mismatches:
+            first[mismatch.training] = min(mismatch.node.index, first.get(mismatch.training, mismatch.node.index))
+        endless = 1 << 40
+        return sum(first.get(mode, endless) for mode in (False, True)), -len(self.mismatches)
+
 
 def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask) -> Trial:
     """Run the cut replica in every mode of the session and compare it with the dense network."""

@@ -69,9 +69,11 @@ def cut_in_place(model: nn.Module, cut: Cut) -> None:
 
 
 def set_attributes(model: nn.Module, changes: Any) -> None:
-    """Give modules the sizes of the cut network."""
+    """Give modules the sizes of the cut network; a list stays a list."""
     for change in changes:
-        setattr(model.get_submodule(change.module), change.name, change.new)
+        module = model.get_submodule(change.module)
+        is_list = isinstance(getattr(module, change.name, None), list)
+        setattr(module, change.name, list(change.new) if is_list else change.new)
 
 
 def _replace(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from structprune.graph.call import Call
-from structprune.graph.operators import rule
+from structprune.graph.operators import rule, tensors_of
 from structprune.graph.slices import Ids, Labels
 
 _FIXED = "is multiplied with a tensor of fixed size"
@@ -144,7 +144,7 @@ def _with_bias(call: Call, bias: torch.Tensor, labels: Labels) -> Labels:
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention",
 )
-def attention(call: Call) -> Labels:
+def attention(call: Call) -> list[Labels]:
     """``softmax(q @ k.T / sqrt(d)) @ v`` over ``(batch, head, token, width)``."""
     query, key, value = call["query"], call["key"], call["value"]
     last = len(call.shape(query)) - 1
@@ -164,4 +164,7 @@ def attention(call: Call) -> Labels:
     for tensor in call.tensors[3:]:
         for ids in call.labels(tensor):
             call.freeze(ids, "is the mask of an attention")
-    return (*labels, call.labels(query)[last - 1], call.produce(value, last))
+    rows = (*labels, call.labels(query)[last - 1])
+    # Some kernels return the logarithm of the softmax's sums as well.
+    rest = [rows if t.ndim == last else (None,) * t.ndim for t in tensors_of(call.out)[1:]]
+    return [(*rows, call.produce(value, last)), *rest]
