@@ -227,3 +227,14 @@ def test_no_second_copy_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         small = plan.apply(model)
     assert max(seen) <= largest / 2
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters()) / 2
+
+
+def test_large_tensors_are_cut_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    from structprune.surgery import slicing
+
+    tensor = torch.randn(40, 30, 3)
+    kept = {0: np.arange(1, 40, 2), 1: np.arange(0, 30, 3)}
+    whole = slicing.sliced(tensor, kept)
+    monkeypatch.setattr(slicing, "_STRETCH", 500)
+    assert torch.equal(slicing.sliced(tensor, kept), whole)
+    assert torch.equal(whole, tensor[1::2, ::3])
