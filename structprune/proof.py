@@ -113,9 +113,7 @@ def _compare(dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan
     space = SliceSpace()
     coupling = Coupling(space)
     labels = {name: space.add_tensor(name, t.shape) for name, t in named_tensors(dense).items()}
-    plain = follow(
-        dense, calls, Discovery(space, coupling, decisions, _run, training=False, keeps_constants=False), labels
-    )
+    plain = follow(dense, calls, Discovery(space, coupling, decisions, _run, training=False), labels)
     present = _present(space, coupling.roots(), plan)
 
     everything = np.ones_like(present)

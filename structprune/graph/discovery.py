@@ -47,7 +47,7 @@ class Discovery:
         run: Callable[[Operator, Sequence[Any], dict[str, Any]], Any],
         *,
         training: bool,
-        keeps_constants: bool = True,
+        keeps_constants: bool = False,
     ) -> None:
         self.keeps_constants = keeps_constants
         self.record = Record(training)

@@ -56,10 +56,11 @@ class Session:
             return self._first
         space = SliceSpace()
         labels, coupling = self.label(space), Coupling(space)
-        records = [
-            self.follow(self.replica, Discovery(space, coupling, decisions, run_on_meta, training=mode), labels)
+        observers = [
+            Discovery(space, coupling, decisions, run_on_meta, training=mode, keeps_constants=True)
             for mode in sorted(self.calls)
         ]
+        records = [self.follow(self.replica, observer, labels) for observer in observers]
         return DependencyGraph(self.model_name, space, coupling, records, self.notes)
 
     def follow(self, model: nn.Module, observer: Observer, labels: dict[str, Labels]) -> Record:
