@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from structprune.errors import PlanError
+from structprune.errors import PlanError, StructPruneError
 from structprune.graph.discovery import Decisions, Discovery
 from structprune.graph.operators import Operator
 from structprune.graph.outputs import output_tensors
@@ -113,7 +113,12 @@ def _compare(dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan
     space = SliceSpace()
     coupling = Coupling(space)
     labels = {name: space.add_tensor(name, t.shape) for name, t in named_tensors(dense).items()}
-    plain = follow(dense, calls, Discovery(space, coupling, decisions, _run, training=False), labels)
+    try:
+        plain = follow(dense, calls, Discovery(space, coupling, decisions, _run, training=False), labels)
+    except StructPruneError:
+        raise
+    except Exception as error:
+        raise _Unproved(f"the dense model does not run in float64: {type(error).__name__}: {error}") from error
     present = _present(space, coupling.roots(), plan)
 
     everything = np.ones_like(present)
@@ -134,7 +139,12 @@ def _compare(dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan
 
 
 def _replayed(model: nn.Module, calls: Invocations, replay: Replay, labels: dict[str, Labels]) -> Record:
-    record = follow(model, calls, replay, labels)
+    try:
+        record = follow(model, calls, replay, labels)
+    except (DivergenceError, UnprovableError, StructPruneError):
+        raise
+    except Exception as error:
+        raise _Unproved(f"the code before {replay.upcoming().where} fails: {type(error).__name__}: {error}") from error
     replay.end()
     if replay.mismatches:
         raise _Unproved(str(replay.mismatches[0]))

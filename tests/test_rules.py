@@ -83,7 +83,7 @@ class _Mutation:
 # A sum over channels that are zero is the sum over those that are left: marking these as mixing
 # changes no number, only what is reported.
 _EXACT_UNDER_MASKS = {
-    "sum", "nansum", "linalg_vector_norm", "norm", "cumsum", "any", "count_nonzero", "_weight_norm_interface",
+    "sum", "nansum", "linalg_vector_norm", "norm", "any", "count_nonzero", "_weight_norm_interface",
     "renorm", "max", "all",
 }  # fmt: skip
 

@@ -15,12 +15,13 @@ Shape = tuple[int, ...]
 
 @dataclass(slots=True)
 class Value:
-    """What is known of one tensor: its labels, the node that made it, whether only weights went in."""
+    """What is known of one tensor in one run: its labels, the node that made it, whether only weights went in."""
 
     labels: Labels
     node: int
     output: int
     parametric: bool
+    run: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class Node:
         replay: For a parametric node: computes it again from other weights.
         constants: Small real tensors among its operands and outputs, where floats are not computed:
             they may hold a number that was computed from a size.
+        writes: Whether it writes into its first operand.
+        places: Positions that it was given along dimensions without labels: no shape shows them.
         readings: The ways in which it may be read, best first; ``reading`` is the one taken.
     """
 
@@ -82,6 +85,8 @@ class Node:
     outputs: list[Output] = field(default_factory=list)
     scalars: tuple[Any, ...] = ()
     constants: list[torch.Tensor] = field(default_factory=list)
+    writes: bool = False
+    places: tuple[Any, ...] = ()
     contracts: bool = False
     operands: list[Operand] = field(default_factory=list)
     produced: list[tuple[int, int, Ids]] = field(default_factory=list)

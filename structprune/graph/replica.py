@@ -40,12 +40,22 @@ def duplicate(model: nn.Module, tensor_map: TensorMap, loose: Callable[[torch.Te
     # ``deepcopy`` keeps the originals alive in the memo for the time of the copy.
     try:
         with torch.no_grad(), _LooseTensors(loose):
-            return copy.deepcopy(model, memo)
+            copied = copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Pruning works on a copy: "
             "remove what cannot be copied (open files, locks, generators) from the modules, or define __deepcopy__."
         ) from error
+    _check_nothing_shared(model, copied)
+    return copied
+
+
+def _check_nothing_shared(model: nn.Module, copied: nn.Module) -> None:
+    """A module whose ``__deepcopy__`` returns itself would be cut with the copy."""
+    own = {id(module) for module in model.modules()}
+    for path, module in copied.named_modules():
+        if id(module) in own:
+            raise ModelError(f"{path or 'the model'} is not copied by copy.deepcopy: its __deepcopy__ returns itself.")
 
 
 def meta_replica(model: nn.Module) -> nn.Module:

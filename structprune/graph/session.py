@@ -18,7 +18,7 @@ from structprune.graph.discovery import Decisions, Discovery
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.outputs import output_tensors
 from structprune.graph.record import Record
-from structprune.graph.replica import meta_replica, named_tensors, to_meta
+from structprune.graph.replica import duplicate, like_parameter, meta_replica, named_tensors, to_meta
 from structprune.graph.run import run_on_meta
 from structprune.graph.slices import Coupling, Labels, SliceSpace
 from structprune.graph.tracer import Observer, Tracer
@@ -122,11 +122,13 @@ class Session:
 
 def follow(model: nn.Module, calls: Invocations, observer: Observer, labels: dict[str, Labels]) -> Record:
     """Run calls of a model under an observer and return the record, its outputs frozen."""
+    # A forward may change what a model holds (caches, counters, statistics): every run gets its own.
+    model = duplicate(model, _own, lambda tensor: tensor.detach().clone())
     tracer = Tracer(observer)
     record = observer.record
     for name, tensor in named_tensors(model).items():
         tracer.know(name, tensor, labels[name])
-    with running(model, record.training), counters_restored(model):
+    with running(model, record.training):
         for call in calls:
             out = tracer.forward(model, partial(call, model))
             for tensor in output_tensors(out):
@@ -165,15 +167,10 @@ def running(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-@contextmanager
-def counters_restored(model: nn.Module) -> Iterator[None]:
-    """Put integer buffers back: a counter that went on would make the next trace another one."""
-    before = [(b, b.clone()) for b in model.buffers() if not b.is_meta and not b.is_floating_point()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
+def _own(_name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter over the same memory, or a copy of a buffer, which a forward may write."""
+    same = tensor.detach()
+    return like_parameter(tensor, same if isinstance(tensor, nn.Parameter) else same.clone())
 
 
 def _brief(error: BaseException) -> str:

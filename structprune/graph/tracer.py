@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
@@ -24,6 +25,7 @@ _OURS = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
 # Values this small are kept, so that a constant computed from a size can be compared with another.
 _SMALL = 4096
+_PLACED = frozenset(("aten::select", "aten::slice", "aten::roll"))
 
 
 class Observer(Recorder, Protocol):
@@ -45,6 +47,24 @@ class Observer(Recorder, Protocol):
         """Called with every labelled dimension of what the model returns."""
 
 
+class _ConstantsSeen(TorchFunctionMode):
+    """Makes tensors of Python numbers on the CPU where they would be on the meta device and lose their values."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor, torch.asarray) and _is_meta(kwargs.get("device")):
+            kwargs = {**kwargs, "device": "cpu"}
+        elif func is torch.Tensor.new_tensor and _is_meta(kwargs.get("device", args[0].device)):
+            kwargs = {"dtype": args[0].dtype, **kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
+
+
+def _is_meta(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "meta"
+
+
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs a module under an observer, tensor by tensor.
 
@@ -64,7 +84,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def know(self, name: str, tensor: torch.Tensor, labels: Labels) -> None:
         """Give a parameter or buffer its labels."""
         node = self._leaf(f"parameter::{name}", parametric=True)
-        value = Value(labels, node.index, 0, True)
+        value = Value(labels, node.index, 0, True, self)
         self._values[id(tensor)] = (tensor, value)
         if tensor.numel():
             self._storages[tensor.untyped_storage()._cdata] = (tensor, value, name)
@@ -72,7 +92,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def forward(self, model: nn.Module, run: Callable[[], Any]) -> Any:
         """Call ``run`` with the modules of ``model`` under observation and return its result."""
         # The library may itself run without gradients; inference mode would hide the operators.
-        with torch.no_grad(), _module_paths(model, self._modules), self:
+        with torch.no_grad(), _module_paths(model, self._modules), _ConstantsSeen(), self:
             return run()
 
     def node_of(self, tensor: torch.Tensor) -> tuple[int, Labels]:
@@ -102,6 +122,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node.scalars = tuple(
             (k, v) for k, v in arguments.items() if k in op.scalars and isinstance(v, (int, float, complex))
         )
+        node.writes = op.in_place
+        if op.name in _PLACED:
+            node.places = _places({**op.defaults, **arguments}, values[0].labels)
         self._observer.start(node)
         out = self._observer.run(node, op, args, kwargs)
         results = tensors_of(out)
@@ -113,12 +136,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
             sources = {id(t): s for t, s in zip(tensors, node.sources, strict=True)}
-            node.replay = _replay(func, args, kwargs, sources)
+            node.replay = _replay(func, args, kwargs, sources, copies=op.in_place)
         if node.contracts:
             node.macs = _macs(func, args, kwargs, out)
         self._nodes.append(node)
         for i, (tensor, la) in enumerate(zip(results, labels, strict=True)):
-            tensor._structprune = Value(la, node.index, i, node.parametric)  # type: ignore[attr-defined]
+            value = Value(la, node.index, i, node.parametric, self)
+            if id(tensor) in self._values:
+                # Written in place, and not ours to mark: a weight, a buffer, an input.
+                self._values[id(tensor)] = (tensor, value)
+            else:
+                tensor._structprune = value  # type: ignore[attr-defined]
         if op.in_place and tensors and tensors[0]._is_view():
             self._rewritten[tensors[0].untyped_storage()._cdata] = node.index
         return out
@@ -138,7 +166,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = self._values.get(id(tensor))
         if known is None:
             value: Value | None = getattr(tensor, "_structprune", None)
-            if value is not None:
+            # One of another run is stale: the model kept its tensor.
+            if value is not None and value.run is self:
                 return value
         if known is None and tensor.numel():
             # A tensor that no operator made: an alias of a weight (``.data``), an input, a constant.
@@ -149,7 +178,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._observer.record.touched.add(self._nodes[known[1].node].op)
             return known[1]
         node = self._leaf("input", parametric=False)
-        value = Value((None,) * tensor.ndim, node.index, 0, False)
+        value = Value((None,) * tensor.ndim, node.index, 0, False, self)
         # Kept alive beside its value, so that its id is not given to another tensor.
         self._values[id(tensor)] = (tensor, value)
         return value
@@ -165,6 +194,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return ()
         found = (self._rewritten.get(t.untyped_storage()._cdata) for t in tensors if t.numel())
         return tuple(node for node in found if node is not None)
+
+
+def _places(arguments: dict[str, Any], labels: Labels) -> tuple[Any, ...]:
+    """The numbers that an operator was given, if none of its dimensions carries labels that show them."""
+    dims = arguments["dims"] if "dims" in arguments else [arguments["dim"]]
+    if any(labels[d] is not None for d in dims):
+        return ()
+    return tuple(v for k, v in arguments.items() if k != "self")
 
 
 def source_line() -> str:
@@ -208,13 +245,14 @@ def _module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
 
 
 def _replay(
-    func: Any, args: Sequence[Any], kwargs: dict[str, Any], sources: dict[int, tuple[int, int]]
+    func: Any, args: Sequence[Any], kwargs: dict[str, Any], sources: dict[int, tuple[int, int]], *, copies: bool
 ) -> Callable[[Callable[[int, int], torch.Tensor]], Any]:
     """How to compute an operator on weights again, given the outputs of the nodes that it read."""
 
     def replay(output: Callable[[int, int], torch.Tensor]) -> Any:
         def substitute(tensor: torch.Tensor) -> torch.Tensor:
-            return output(*sources[id(tensor)])
+            value = output(*sources[id(tensor)])
+            return value.clone() if copies else value
 
         new_args, new_kwargs = tree_map_only(torch.Tensor, substitute, (list(args), kwargs))
         return func(*new_args, **new_kwargs)

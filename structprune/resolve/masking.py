@@ -149,8 +149,6 @@ SURROGATES: dict[str, Surrogate] = {
     "any": Surrogate(),
     "all": Surrogate(1.0),
     "count_nonzero": Surrogate(),
-    "cumsum": Surrogate(),
-    "logcumsumexp": _LOWEST,
     "logsumexp": _LOWEST,
     "amax": _LOWEST,
     "max": _LOWEST,

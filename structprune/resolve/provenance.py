@@ -30,9 +30,9 @@ class HeldInt(int):
         made.holders = holders
         return made
 
-    def __reduce__(self) -> Any:
-        """Copies and pickles are plain integers."""
-        return int, (int(self),)
+    def __deepcopy__(self, memo: Any) -> HeldInt:
+        """Every run is made on a copy of the model, which must remember too."""
+        return self
 
 
 def _arithmetic(name: str) -> Callable[..., Any]:

@@ -60,6 +60,9 @@ class Replay:
         self._run = run
         self._kept: dict[int, tuple[Ids, Ids]] = {}
         self._fresh_taken = 0
+        self._dense = dense.nodes
+        self._last_write = max((n.index for n in dense.nodes if n.writes), default=-1)
+        self._twins: dict[int, int] = {}
 
     def start(self, node: Node) -> None:
         """Find the dense network's run of this operator."""
@@ -75,10 +78,15 @@ class Replay:
                 text = f"the cut network runs {node.op} here" if expected else f"the cut network also runs {node.op}"
                 self.mismatch(expected or self._expected[-1], text)
                 raise DivergenceError(text)
+            if expected.op == "aten::clone" and expected.index < self._last_write:
+                # Of a dimension of one every order is contiguous: what was a copy becomes a view, and is written.
+                self.mismatch(expected, "is no copy any more, and something is written in place later")
             self._next += 1
         self._next += 1
         self._matched = expected
         self._fresh_taken = 0
+        self._twins[node.index] = expected.index
+        self._compare_sources(node, expected)
         if node.scalars != expected.scalars:
             for (name, got), (_, dense) in zip(node.scalars, expected.scalars, strict=False):
                 if got != dense:
@@ -108,6 +116,8 @@ class Replay:
         if dense is None:
             return labels
         self._compare_constants(node, dense)
+        if node.places != dense.places:
+            self.mismatch(dense, f"its positions become {node.places}, were {dense.places}: they depend on the size")
         expected = [tuple(None if ids is None else self.kept(ids) for ids in o.labels) for o in dense.outputs]
         for output, (got, want) in enumerate(zip(labels, expected, strict=True)):
             for dim, (ids, predicted) in enumerate(zip(got, want, strict=True)):
@@ -184,6 +194,18 @@ class Replay:
         """The dense network's run of the operator that runs now."""
         return self._matched or node
 
+    def _compare_sources(self, node: Node, expected: Node) -> None:
+        """An operator must read what the dense network's run of it read."""
+        for (index, output), (dense, of_dense) in zip(node.sources, expected.sources, strict=False):
+            index, output = _origin(self.record.nodes, index, output)
+            dense, of_dense = _origin(self._dense, dense, of_dense)
+            own, other = self.record.nodes[index], self._dense[dense]
+            if own.replay is None and own.op == other.op and (own.op == "input" or own.op.startswith("parameter::")):
+                continue
+            if (self._twins.get(index), output) != (dense, of_dense):
+                self.mismatch(expected, "reads another tensor than in the dense network")
+                return
+
     def _same(self, left: Ids | None, right: Ids | None) -> bool:
         if left is right:
             return True
@@ -201,6 +223,13 @@ class Replay:
             if got.shape == expected.shape and not torch.equal(got, expected):
                 numbers = [t.flatten()[:3].tolist() for t in (got, expected)]
                 self.mismatch(dense, f"a constant becomes {numbers[0]}, was {numbers[1]}: it depends on the size")
+
+
+def _origin(nodes: list[Node], index: int, output: int) -> tuple[int, int]:
+    """Where a tensor comes from, operators that change no value aside."""
+    while nodes[index].op in _BENIGN and nodes[index].sources:
+        index, output = nodes[index].sources[0]
+    return index, output
 
 
 def _shapes(shapes: list[tuple[int, ...]]) -> str:

@@ -10,7 +10,7 @@ from structprune.graph.discovery import Decisions, reading_key
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.record import Node, Record
 from structprune.graph.session import Session
-from structprune.graph.slices import Mask
+from structprune.graph.slices import Ids, Mask
 from structprune.resolve.repairs import Repair, propose, repaired
 from structprune.resolve.replay import Mismatch
 from structprune.resolve.trial import Trial, run_trial
@@ -120,30 +120,42 @@ def ambiguous_readings(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
 
 
 def _freezable(graph: DependencyGraph, decisions: Decisions, mismatch: Mismatch) -> list[int]:
-    """The nodes to freeze: the one that failed, or, if nothing there can be, the first ones that read it.
+    """The nodes to freeze: the one that failed if it has labels, or the first one that reads a number made there.
 
-    A number computed from a size has no labels of its own; what it is multiplied with has.
+    Where both are frozen already, Python code read the size before: all operators of the innermost
+    module around it that has any left.
     """
     record = next(r for r in graph.records if r.training == mismatch.training)
-    reached = {mismatch.node.index}
     if _may_freeze(graph, decisions, record, mismatch.node):
         return [mismatch.node.index]
-    for node in record.nodes[mismatch.node.index + 1 :]:
-        if reached.isdisjoint(node.parents):
-            continue
-        reached.add(node.index)
-        if _may_freeze(graph, decisions, record, node):
-            return [node.index]
-    return [mismatch.node.index]
+    if not _labels_at(record, mismatch.node):
+        reached = {mismatch.node.index}
+        for node in record.nodes[mismatch.node.index + 1 :]:
+            if not reached.isdisjoint(node.parents):
+                reached.add(node.index)
+                if _may_freeze(graph, decisions, record, node):
+                    return [node.index]
+    path = mismatch.node.module
+    while True:
+        around = [n for n in record.nodes if not path or n.module == path or n.module.startswith(f"{path}.")]
+        found = [n.index for n in around if _may_freeze(graph, decisions, record, n)]
+        if found or not path:
+            return found
+        path = path.rpartition(".")[0]
 
 
 def _may_freeze(graph: DependencyGraph, decisions: Decisions, record: Record, node: Node) -> bool:
     """Whether an operator has labels that are not frozen yet."""
     if (record.training, node.index) in decisions.frozen:
         return False
+    return any(not graph.stuck[ids].all() for ids in _labels_at(record, node))
+
+
+def _labels_at(record: Record, node: Node) -> list[Ids]:
+    """All labelled dimensions that reach or leave an operator."""
     labels = [o.labels for o in node.outputs]
     labels += [record.nodes[i].outputs[o].labels for i, o in node.sources if record.nodes[i].outputs]
-    return any(ids is not None and not graph.stuck[ids].all() for each in labels for ids in each)
+    return [ids for each in labels for ids in each if ids is not None]
 
 
 def _revised(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from structprune.errors import ModelError
 from structprune.graph.replica import duplicate, like_parameter, named_tensors
 from structprune.graph.slices import Ids
 from structprune.surgery.cut import AttributeChange, Cut
@@ -71,6 +72,7 @@ def cut_copy(model: nn.Module, cut: Cut) -> nn.Module:
 def cut_in_place(model: nn.Module, cut: Cut) -> None:
     """Cut a model itself. The parameters stay the same objects; on any error nothing has changed."""
     tensors = named_tensors(model)
+    _check_unused(tensors[name] for name in cut.kept)
     # All that can fail for want of memory happens before the first change.
     new = {name: sliced(tensors[name], kept) for name, kept in cut.kept.items()}
     grads = {name: sliced(grad, kept) for name, kept in cut.kept.items() if (grad := tensors[name].grad) is not None}
@@ -91,6 +93,20 @@ def cut_in_place(model: nn.Module, cut: Cut) -> None:
         raise
 
 
+def _check_unused(tensors: Iterable[torch.Tensor]) -> None:
+    """Autograd remembers the shape of a parameter as long as a graph that reads it lives."""
+    if any(isinstance(t, nn.Parameter) and t.requires_grad and _holders(t) > 1 for t in tensors):
+        raise ModelError(
+            "The graph of an earlier forward is still alive (an output or a loss of this model), and its backward "
+            "would expect the old shapes: delete those tensors first, or prune a copy (inplace=False)."
+        )
+
+
+def _holders(tensor: torch.Tensor) -> int:
+    """How many owners in C++ a tensor has: Python itself, and every graph that read it."""
+    return int(tensor._use_count())  # type: ignore[attr-defined]
+
+
 def set_attributes(model: nn.Module, changes: Any) -> None:
     """Give modules the sizes of the cut network; a list stays a list."""
     for change in changes:
@@ -107,7 +123,10 @@ def _replace(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None
 
 def _copy_hooks(tensor: torch.Tensor, twin: torch.Tensor) -> None:
     """``deepcopy`` drops the hooks of parameters: register them again."""
+    # A hook registers only while the tensor requires a gradient, and may outlive that.
+    twin.requires_grad_(bool(tensor._backward_hooks) or tensor.requires_grad)
     for hook in (tensor._backward_hooks or {}).values():
         twin.register_hook(hook)  # type: ignore[no-untyped-call]
     for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values():
         twin.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    twin.requires_grad_(tensor.requires_grad)

@@ -40,7 +40,7 @@ def _block(call: Call, x: torch.Tensor, inputs: Sequence[int], outputs: Sequence
         return nothing
     if len(inputs) == len(outputs) == 1:
         return [labels[inputs[0]]]
-    carrier = _carrier(call, [(d, labels[d]) for d in wide])
+    carrier = _carrier(call, [(d, labels[d]) for d in wide], merges=len(outputs) == 1)
     for d in labelled:
         if d != carrier or not outputs:
             call.freeze(labels[d], "is merged with another dimension that may shrink" if outputs else "is dropped")
@@ -53,10 +53,13 @@ def _block(call: Call, x: torch.Tensor, inputs: Sequence[int], outputs: Sequence
     return split_labels(call, grid, [dense[d] for d in outputs])
 
 
-def _carrier(call: Call, labelled: list[tuple[int, Ids | None]]) -> int | None:
+def _carrier(call: Call, labelled: list[tuple[int, Ids | None]], *, merges: bool) -> int | None:
     """The dimension that goes on shrinking in a merger: the one that is not only filled up, if it is alone."""
     if len(labelled) > 1:
         labelled = [(d, ids) for d, ids in labelled if ids is not None and not call.is_filling(ids)]
+        if len(labelled) > 1 and merges:
+            chosen = call.choose(*(f"dim {d}" for d, _ in labelled), FROZEN)
+            return None if chosen == FROZEN else int(chosen.removeprefix("dim "))
     return labelled[0][0] if len(labelled) == 1 else None
 
 
@@ -148,10 +151,10 @@ def squeeze(call: Call) -> Labels:
     """Drop dimensions of one."""
     x = call["self"]
     shape = call.shape(x)
-    asked = range(x.ndim)
+    asked = range(len(shape))  # in place, ``x`` has lost its dimensions already
     if "dim" in call:
         dim = call["dim"]
-        asked = [normalised(d, x.ndim) for d in ([dim] if isinstance(dim, int) else dim)]  # type: ignore[assignment]
+        asked = [normalised(d, len(shape)) for d in ([dim] if isinstance(dim, int) else dim)]  # type: ignore[assignment]
     dropped = {d for d in asked if shape[d] == 1}
     for d in dropped:
         call.freeze(call.labels(x)[d], "is the only entry of a dimension that is dropped")
@@ -162,8 +165,8 @@ def squeeze(call: Call) -> Labels:
 def unsqueeze(call: Call) -> Labels:
     """Add a dimension of one."""
     x = call["self"]
-    dim = normalised(call["dim"], x.ndim + 1)
     labels = call.labels(x)
+    dim = normalised(call["dim"], len(labels) + 1)
     return (*labels[:dim], None, *labels[dim:])
 
 

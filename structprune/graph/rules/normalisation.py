@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from structprune.graph.call import Call, dims_of
+from structprune.graph.call import Call, dims_of, normalised
 from structprune.graph.operators import rule
 from structprune.graph.rules.contraction import couple_positions
-from structprune.graph.slices import Labels
+from structprune.graph.slices import Ids, Labels
 
 _FIXED = "meets a statistic of fixed size"
 
@@ -60,6 +60,7 @@ def group_norm(call: Call) -> list[Labels]:
     x = call.tensors[0]
     labels, groups = call.labels(x), int(call["group"])
     ids = labels[1]
+    per_statistic: Ids | None = None
     for tensor in call.tensors[1:]:
         call.couple(ids, call.labels(tensor)[0], _FIXED)
     for spatial in labels[2:]:
@@ -73,20 +74,36 @@ def group_norm(call: Call) -> list[Labels]:
         if call.choose(*readings) == "groups":
             per_group = ids.reshape(-1, width)
             call.couple(per_group.ravel(), per_group[:, :1].repeat(width, 1).ravel(), "")
-            call.size("num_groups", per_group[:, 0])
+            per_statistic = per_group[:, 0]
+            call.size("num_groups", per_statistic)
+            followed = int(call["group"]) * width == len(ids)
         else:
             couple_positions(call, ids, groups)
             call.mix(x, 1)
+            followed = int(call["group"]) == groups
         call.size("num_channels", ids)
-    return [labels] + [(labels[0], None)] * (len(_rest(call)))
+        if not followed:
+            # Shapes do not show it: the statistics would run over other groups.
+            labels = (labels[0], None, *labels[2:])
+    return [labels] + [(labels[0], per_statistic)] * (len(_rest(call)))
 
 
-@rule("_softmax", "_log_softmax", "cumsum", "logcumsumexp", "_safe_softmax")
+@rule("_softmax", "_log_softmax", "_safe_softmax")
 def over_one_dim(call: Call) -> Labels:
     """A statistic over one dimension that keeps it: the dimension mixes."""
     x = call.tensors[0]
     call.mix(x, call["dim"] % max(x.ndim, 1)) if x.ndim else None
     return call.labels(x)
+
+
+@rule("cumsum", "logcumsumexp")
+def accumulated(call: Call) -> Labels:
+    """What stands at a position depends on how many come before it: over ones, it is the position."""
+    x = call.tensors[0]
+    dim = normalised(call["dim"], max(x.ndim, 1))
+    if x.ndim:
+        call.freeze(call.labels(x)[dim], f"is accumulated by {call.op}")
+    return tuple(None if d == dim else ids for d, ids in enumerate(call.labels(x)))
 
 
 @rule("_weight_norm_interface")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from structprune.graph.call import Call, dims_of, normalised
 from structprune.graph.operators import rule
 from structprune.graph.slices import Ids, Labels
@@ -55,7 +57,10 @@ def order(call: Call) -> list[Labels]:
 def _reduced(call: Call) -> Labels:
     x = call.tensors[0]
     dims = dims_of(call["dim"] if "dim" in call else None, x.ndim)
+    single = prod(x.shape[d] for d in dims) == 1 != prod(call.shape(x)[d] for d in dims)
     for dim in dims:
+        if single and call.op in ("var", "std", "var_mean", "std_mean"):
+            call.freeze(call.labels(x)[dim], "would have a variance of one entry, which is NaN")
         call.reduce(x, dim)
     return _without(call, dims)
 
