@@ -77,6 +77,11 @@ class Call:
         return self._operator.name.removeprefix("aten::")
 
     @property
+    def in_place(self) -> bool:
+        """Whether the operator changes its first operand."""
+        return self._operator.in_place
+
+    @property
     def tensors(self) -> list[torch.Tensor]:
         """The tensor arguments in order."""
         return self._tensors

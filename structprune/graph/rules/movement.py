@@ -289,7 +289,7 @@ def col2im(call: Call) -> Labels:
     return (*call.labels(x)[:-2], ids, None, None)
 
 
-@rule("unfold", "as_strided", "diagonal", "diag_embed", "tril", "triu", "rot90", "trace")
+@rule("unfold", "diagonal", "diag_embed", "tril", "triu", "rot90", "trace")
 def positional(call: Call) -> Labels:
     """What happens depends on positions: the dimensions it works on stay."""
     x = call["self"]
@@ -303,6 +303,20 @@ def positional(call: Call) -> Labels:
         call.freeze(call.labels(x)[dim], f"keeps its positions for {call.op}")
     kept = [None if d in touched else ids for d, ids in enumerate(call.labels(x))]
     return (*kept, *(None,) * (call.out.ndim - x.ndim))[: call.out.ndim]
+
+
+@rule("as_strided")
+def as_strided(call: Call) -> Labels:
+    """Other strides over the same memory: the same tensor if they are those of its shape, else anything."""
+    x = call["self"]
+    sizes = tuple(call["size"])
+    contiguous = torch.empty(sizes, device="meta").stride()
+    plain = all(s == c for n, s, c in zip(sizes, call["stride"], contiguous, strict=True) if n != 1)
+    same = sizes == tuple(x.shape) and plain and not call["storage_offset"] and (call.in_place or x.is_contiguous())
+    if call.remember("same", same):
+        return call.labels(x)
+    call.freeze_all("is read with other strides")
+    return (None,) * len(call.out.shape)
 
 
 @rule("view_as_real", "view_as_complex", "_neg_view")
