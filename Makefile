@@ -23,8 +23,9 @@ lint: $(VENV)/.test-installed
 types: $(VENV)/.test-installed
 	$(BIN)/mypy
 
+# Two processes of one thread each: more threads than cores would wait for each other.
 unit: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 zoo: $(VENV)/.test-installed
 	$(BIN)/python -m tests.zoo --markdown docs/zoo.md
