@@ -48,6 +48,6 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml .ci/constraints.txt
 	touch $@
 
 $(VENV)/.test-installed: $(VENV)/.installed
-	$(PIP) --no-deps $(TORCHVISION) timm
-	$(PIP) --editable '.[test]' safetensors huggingface_hub pyyaml
+	$(PIP) --no-deps $(TORCHVISION)
+	$(PIP) --editable '.[test]'
 	touch $@

@@ -72,6 +72,7 @@ class Node:
         constants: Small real tensors among its operands and outputs, where floats are not computed:
             they may hold a number that was computed from a size.
         writes: Whether it writes into its first operand.
+        returns_list: Whether it returns several tensors, or a list of one.
         places: Positions that it was given along dimensions without labels: no shape shows them.
         readings: The ways in which it may be read, best first; ``reading`` is the one taken.
     """
@@ -86,6 +87,7 @@ class Node:
     scalars: tuple[Any, ...] = ()
     constants: list[torch.Tensor] = field(default_factory=list)
     writes: bool = False
+    returns_list: bool = False
     places: tuple[Any, ...] = ()
     contracts: bool = False
     operands: list[Operand] = field(default_factory=list)

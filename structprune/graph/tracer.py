@@ -128,6 +128,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._observer.start(node)
         out = self._observer.run(node, op, args, kwargs)
         results = tensors_of(out)
+        node.returns_list = isinstance(out, (list, tuple))
         call = Call(self._observer, op, arguments, tensors, values, node, out)
         labels = self._apply(op, call, results)
         if self._observer.keeps_constants:

@@ -215,7 +215,7 @@ class Replay:
 
     def _predicted(self, dense: Node) -> Any:
         made = [torch.empty(self.predicted_shape(o), dtype=o.dtype, device=o.device) for o in dense.outputs]
-        return made[0] if len(made) == 1 and not dense.memory.get("sequence") else made
+        return made[0] if len(made) == 1 and not dense.returns_list else made
 
     def _compare_constants(self, node: Node, dense: Node) -> None:
         """A constant that was computed from a size must not change with it."""
