@@ -40,7 +40,6 @@ class Session:
         check_model(model)
         self.model_name = type(model).__name__
         self.replica = meta_replica(model)
-        self.names = list(named_tensors(model))
         self.notes: list[str] = []
         self.calls: dict[bool, Invocations] = {}
         self.examples: Invocations = []
