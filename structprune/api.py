@@ -13,9 +13,9 @@ from typing_extensions import Unpack
 from structprune.errors import NothingToPruneError, UntracedParameterError
 from structprune.graph.checks import check_model
 from structprune.graph.groups import DependencyGraph
-from structprune.graph.replica import named_tensors
 from structprune.graph.session import Session
 from structprune.graph.slices import Mask
+from structprune.meta.replica import named_tensors
 from structprune.plan.budget import Selection, eligible_groups, select
 from structprune.plan.importance import l2_scores
 from structprune.plan.options import Granularity, PruningOptions, Ratio, Settings, read_settings

@@ -16,10 +16,10 @@ from structprune.graph.discovery import Decisions, Discovery
 from structprune.graph.operators import Operator
 from structprune.graph.outputs import output_tensors
 from structprune.graph.record import Record
-from structprune.graph.replica import duplicate, named_tensors
 from structprune.graph.session import Session, follow
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocations
+from structprune.meta.replica import duplicate, named_tensors
 from structprune.plan.plan import Plan, plan_of
 from structprune.resolve.masking import MaskedRun, UnprovableError
 from structprune.resolve.replay import DivergenceError, Replay

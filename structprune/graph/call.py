@@ -7,9 +7,10 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from structprune.graph.operators import Operator, tensors_of
+from structprune.graph.operators import Operator
 from structprune.graph.record import Node, Operand, Shape, SizeHeld, Value
 from structprune.graph.slices import Ids, Labels
+from structprune.meta.signature import tensors_of
 
 T = TypeVar("T")
 

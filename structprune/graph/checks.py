@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from structprune.errors import ModelError
-from structprune.graph.replica import named_tensors
+from structprune.meta.replica import named_tensors
 
 
 def check_model(model: Any) -> None:

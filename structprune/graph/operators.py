@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-
 from structprune.graph.slices import Labels
+from structprune.meta.signature import Signature, signature
 
 if TYPE_CHECKING:
     from structprune.graph.call import Call
@@ -22,13 +21,10 @@ _RULES: dict[str, Rule] = {}
 _KNOWN: dict[Any, Operator] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
+@dataclass(frozen=True)
+class Operator(Signature):
     """What the tracer needs of an operator's schema, read once per overload."""
 
-    func: Any
-    name: str
-    in_place: bool
     parameters: tuple[str, ...]
     defaults: dict[str, Any]
     scalars: frozenset[str]
@@ -67,28 +63,15 @@ def operator(func: Any) -> Operator:
     """Look an overload up: its base name, its parameters and its rule (``None`` if there is none)."""
     known = _KNOWN.get(func)
     if known is None:
-        schema = func._schema
-        base = schema.name
-        mutated = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
-        out_variant = any(a.is_out for a in schema.arguments)
-        in_place = mutated and base.endswith("_") and not base.endswith("__")
-        name = base.removesuffix("_") if in_place else base
+        arguments, plain = func._schema.arguments, signature(func)
         known = _KNOWN[func] = Operator(
             func,
-            name,
-            in_place,
-            tuple(a.name for a in schema.arguments),
-            {a.name: a.default_value for a in schema.arguments},
-            frozenset(a.name for a in schema.arguments if str(a.type) in _SCALAR_TYPES),
-            None if out_variant else _RULES.get(name),
+            plain.name,
+            plain.in_place,
+            plain.out_variant,
+            tuple(a.name for a in arguments),
+            {a.name: a.default_value for a in arguments},
+            frozenset(a.name for a in arguments if str(a.type) in _SCALAR_TYPES),
+            None if plain.out_variant else _RULES.get(plain.name),
         )
     return known
-
-
-def tensors_of(value: Any) -> list[torch.Tensor]:
-    """The tensors among an operator's arguments or results, lists of tensors included, in order."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [t for item in value for t in tensors_of(item)]
-    return []

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -18,13 +15,12 @@ from structprune.graph.discovery import Decisions, Discovery
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.outputs import output_tensors
 from structprune.graph.record import Record
-from structprune.graph.replica import duplicate, like_parameter, meta_replica, named_tensors, to_meta
-from structprune.graph.run import run_on_meta
 from structprune.graph.slices import Coupling, Labels, SliceSpace
 from structprune.graph.tracer import Observer, Tracer
 from structprune.inputs import Invocations, infer_inputs, read_inputs
-
-_LONGEST = 300
+from structprune.meta.forward import brief, not_inferred, running, way_on
+from structprune.meta.replica import duplicate, like_parameter, meta_replica, named_tensors, to_meta
+from structprune.meta.run import run_on_meta
 
 
 class Session:
@@ -83,20 +79,16 @@ class Session:
             if in_training:
                 evaluated = evaluated or (candidate, error)
                 continue
-            refused.append(f"{', '.join(map(str, candidate))}: {_brief(error)}")
+            refused.append(f"{', '.join(map(str, candidate))}: {brief(error)}")
             if given:
                 raise InputError(
-                    f"{self.model_name} does not run with the example inputs {refused[-1]}. {_way_on(error)}"
+                    f"{self.model_name} does not run with the example inputs {refused[-1]}. {way_on(error)}"
                 ) from error
         if evaluated is None:
-            tried = "; ".join(refused[:3]) or "nothing could be guessed from its first layer"
-            raise InputError(
-                f"The inputs of {self.model_name} could not be inferred (tried {tried}). Give example_inputs: a "
-                "tensor, a tuple of arguments, a dict of keyword arguments, or a callable model -> output."
-            )
+            raise InputError(not_inferred(self.replica, refused))
         self.examples, error = evaluated
         self.calls = {False: [call.mapped(to_meta) for call in self.examples]}
-        self.notes.append(f"not traced in training mode: {_brief(error)}")
+        self.notes.append(f"not traced in training mode: {brief(error)}")
         self._first = None
         self._first = self.discover(Decisions())
 
@@ -140,55 +132,7 @@ def follow(model: nn.Module, calls: Invocations, observer: Observer, labels: dic
     return record
 
 
-@contextmanager
-def running(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put a copy into a mode, with the global state that the tracer needs, and restore it.
-
-    Random numbers start from the same state every time: a layer that is dropped by chance must be
-    dropped in every trace, or in none.
-    """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    modes = {module: module.training for module in model.modules()}
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        torch.default_generator.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)
-        model.train(training)
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _own(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A parameter over the same memory, or a copy of a buffer, which a forward may write."""
     same = tensor.detach()
     return like_parameter(tensor, same if isinstance(tensor, nn.Parameter) else same.clone())
-
-
-def _brief(error: BaseException) -> str:
-    """The error's type and first line."""
-    text = str(error).strip().split("\n")[0].rstrip(".")
-    if len(text) > _LONGEST:
-        text = text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _way_on(error: BaseException) -> str:
-    """What to do about a forward that failed on the meta device."""
-    if "meta" in str(error).lower() or isinstance(error, NotImplementedError):
-        return (
-            "Its forward reads the values of floating-point tensors (.item(), .numpy(), a branch, a boolean mask), "
-            "which structprune does not compute: prune the part before or behind, or rewrite that line with tensor "
-            "operators."
-        )
-    return (
-        "Give inputs that its forward takes, of the model's dtype: a tensor, a tuple, a dict of keyword arguments, or "
-        "a callable model -> output."
-    )

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 import structprune.graph.rules  # noqa: F401  (importing them registers them)
 from structprune.graph.call import Call, Recorder
-from structprune.graph.operators import Operator, operator, tensors_of
+from structprune.graph.operators import Operator, operator
 from structprune.graph.record import Node, Output, Record, Value
 from structprune.graph.slices import Ids, Labels
+from structprune.meta.forward import ConstantsSeen, module_paths
+from structprune.meta.signature import tensors_of
 
 _OURS = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
@@ -45,24 +45,6 @@ class Observer(Recorder, Protocol):
 
     def output(self, ids: Ids) -> None:
         """Called with every labelled dimension of what the model returns."""
-
-
-class _ConstantsSeen(TorchFunctionMode):
-    """Makes tensors of Python numbers on the CPU where they would be on the meta device and lose their values."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor, torch.asarray) and _is_meta(kwargs.get("device")):
-            kwargs = {**kwargs, "device": "cpu"}
-        elif func is torch.Tensor.new_tensor and _is_meta(kwargs.get("device", args[0].device)):
-            kwargs = {"dtype": args[0].dtype, **kwargs, "device": "cpu"}
-        return func(*args, **kwargs)
-
-
-def _is_meta(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "meta"
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -92,7 +74,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def forward(self, model: nn.Module, run: Callable[[], Any]) -> Any:
         """Call ``run`` with the modules of ``model`` under observation and return its result."""
         # The library may itself run without gradients; inference mode would hide the operators.
-        with torch.no_grad(), _module_paths(model, self._modules), _ConstantsSeen(), self:
+        with torch.no_grad(), module_paths(model, self._modules), ConstantsSeen(), self:
             return run()
 
     def node_of(self, tensor: torch.Tensor) -> tuple[int, Labels]:
@@ -217,32 +199,6 @@ def source_line() -> str:
             break
         frame = frame.f_back  # type: ignore[assignment]
     return line
-
-
-@contextmanager
-def _module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keep ``stack[-1]`` at the path of the module that runs."""
-    handles = []
-
-    def watch(path: str, module: nn.Module) -> None:
-        def enter(_module: nn.Module, _args: Any) -> None:
-            stack.append(path)
-
-        def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
-            stack.pop()
-
-        handles.append(module.register_forward_pre_hook(enter, prepend=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-
-    for path, module in model.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule):
-            watch(path, module)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        stack.clear()
 
 
 def _replay(

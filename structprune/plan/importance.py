@@ -12,7 +12,7 @@ from torch import nn
 
 from structprune.errors import ModelError
 from structprune.graph.groups import DependencyGraph, Group, Producer
-from structprune.graph.replica import named_tensors
+from structprune.meta.replica import named_tensors
 
 Scores = npt.NDArray[np.float64]
 

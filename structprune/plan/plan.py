@@ -13,7 +13,7 @@ from torch import nn
 
 from structprune.errors import PlanError
 from structprune.graph.checks import check_model
-from structprune.graph.replica import named_tensors
+from structprune.meta.replica import named_tensors
 from structprune.surgery.cut import AttributeChange, Cut
 from structprune.surgery.slicing import cut_copy, cut_in_place
 

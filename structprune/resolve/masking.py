@@ -16,9 +16,10 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from structprune.graph.call import dims_of
-from structprune.graph.operators import Operator, tensors_of
+from structprune.graph.operators import Operator
 from structprune.graph.record import Node, Operand
 from structprune.graph.slices import Mask
+from structprune.meta.signature import tensors_of
 
 
 @dataclass(frozen=True)

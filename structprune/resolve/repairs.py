@@ -12,10 +12,10 @@ from torch import nn
 from structprune.graph.discovery import Decisions, Discovery
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.record import Node, Record
-from structprune.graph.replica import duplicate
-from structprune.graph.run import run_on_meta
 from structprune.graph.session import Session
 from structprune.graph.slices import Coupling, Ids, Mask, SliceSpace
+from structprune.meta.replica import duplicate
+from structprune.meta.run import run_on_meta
 from structprune.resolve.provenance import Arrivals, HeldInt, Holder, hold_sizes
 from structprune.resolve.replay import Mismatch
 from structprune.surgery.cut import AttributeChange

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from structprune.graph.operators import Operator, tensors_of
+from structprune.graph.operators import Operator
 from structprune.graph.record import Node, Output, Record
 from structprune.graph.slices import Ids, Labels, Mask, SliceSpace
+from structprune.meta.signature import tensors_of
 
 T = TypeVar("T")
 Runner = Callable[[Node, Operator, Sequence[Any], dict[str, Any]], Any]

@@ -9,9 +9,9 @@ from typing import Any
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.operators import Operator
 from structprune.graph.record import Node
-from structprune.graph.run import run_on_meta
 from structprune.graph.session import Session
 from structprune.graph.slices import Labels, Mask
+from structprune.meta.run import run_on_meta
 from structprune.resolve.replay import DivergenceError, Mismatch, Replay
 from structprune.surgery.cut import Cut
 from structprune.surgery.slicing import cut_copy

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from structprune.errors import ModelError
-from structprune.graph.replica import duplicate, like_parameter, named_tensors
 from structprune.graph.slices import Ids
+from structprune.meta.replica import duplicate, like_parameter, named_tensors
 from structprune.surgery.cut import AttributeChange, Cut
 
 _NO_CUT: Mapping[int, Ids] = {}

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from structprune.graph.discovery import Decisions, Discovery
-from structprune.graph.operators import tensors_of
 from structprune.graph.record import Record
 from structprune.graph.session import follow
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocation
+from structprune.meta.signature import tensors_of
 from structprune.resolve.masking import MaskedRun
 from structprune.resolve.replay import Replay
 

@@ -445,8 +445,9 @@ PIECES = [
 CREATION = [
     *(
         Case(name, lambda x, f=getattr(torch, name): f(x.shape) * 0 + x, X, ALL3)
-        for name in ("empty", "ones", "zeros", "rand", "randn")
+        for name in ("ones", "zeros", "rand", "randn")
     ),
+    Case("empty", lambda x: torch.empty(x.shape).fill_(1.0) + x, X, ALL3),
     *(
         Case(name, lambda x, f=getattr(torch, name): f(x) * 0 + x, X, ALL3)
         for name in ("ones_like", "zeros_like", "rand_like", "randn_like")

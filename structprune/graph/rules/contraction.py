@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from structprune.graph.call import Call
-from structprune.graph.operators import rule, tensors_of
+from structprune.graph.operators import rule
 from structprune.graph.slices import Ids, Labels
+from structprune.meta.signature import tensors_of
 
 _FIXED = "is multiplied with a tensor of fixed size"
 

@@ -1,4 +1,4 @@
-"""Runs operators for the tracer: floats on the meta device, integers and booleans for real."""
+"""Runs operators without computing: floats on the meta device, integers and booleans for real."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from structprune.graph.operators import Operator, tensors_of
-from structprune.graph.shapes import IN_PLACE_SHAPERS, SHAPERS
+from structprune.meta.shapes import IN_PLACE_SHAPERS, SHAPERS
+from structprune.meta.signature import Signature, tensors_of
 
 _FACTORIES = frozenset(
     f"aten::{name}"
@@ -20,7 +20,7 @@ _FACTORIES = frozenset(
 )
 
 
-def run_on_meta(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def run_on_meta(op: Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run an operator without computing floats.
 
     Position ids, masks and counters are integers: they stay on the CPU, so that code which reads
@@ -51,7 +51,7 @@ def _asks_for_meta(kwargs: dict[str, Any]) -> bool:
     return device is not None and torch.device(device).type == "meta"
 
 
-def _is_integer(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+def _is_integer(op: Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Whether a factory makes integers or booleans."""
     dtype = kwargs.get("dtype")
     if dtype is None:

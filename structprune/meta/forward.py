@@ -1,0 +1,116 @@
+"""What surrounds a forward on the meta device: mode, global state, constants, module paths."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+_LONGEST = 300
+
+
+@contextmanager
+def running(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put a copy into a mode, with the global state that a trace needs, and restore it.
+
+    Random numbers start from the same state every time: a layer that is dropped by chance must be
+    dropped in every trace, or in none.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    modes = {module: module.training for module in model.modules()}
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch.default_generator.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        model.train(training)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+        for module, mode in modes.items():
+            module.training = mode
+
+
+class ConstantsSeen(TorchFunctionMode):
+    """Makes tensors of Python numbers on the CPU where they would be on the meta device and lose their values."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor, torch.asarray) and _is_meta(kwargs.get("device")):
+            kwargs = {**kwargs, "device": "cpu"}
+        elif func is torch.Tensor.new_tensor and _is_meta(kwargs.get("device", args[0].device)):
+            kwargs = {"dtype": args[0].dtype, **kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
+
+
+def _is_meta(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "meta"
+
+
+@contextmanager
+def module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Keep ``stack[-1]`` at the path of the module that runs."""
+    handles = []
+
+    def watch(path: str, module: nn.Module) -> None:
+        def enter(_module: nn.Module, _args: Any) -> None:
+            stack.append(path)
+
+        def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
+            stack.pop()
+
+        handles.append(module.register_forward_pre_hook(enter, prepend=True))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            watch(path, module)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        stack.clear()
+
+
+def brief(error: BaseException) -> str:
+    """The error's type and first line."""
+    text = str(error).strip().split("\n")[0].rstrip(".")
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def way_on(error: BaseException) -> str:
+    """What to do about a forward that failed on the meta device."""
+    if "meta" in str(error).lower() or isinstance(error, NotImplementedError):
+        return (
+            "Its forward reads the values of floating-point tensors (.item(), .numpy(), a branch, a boolean mask), "
+            "which structprune does not compute: prune the part before or behind, or rewrite that line with tensor "
+            "operators."
+        )
+    return (
+        "Give inputs that its forward takes, of the model's dtype: a tensor, a tuple, a dict of keyword arguments, or "
+        "a callable model -> output."
+    )
+
+
+def not_inferred(model: nn.Module, refused: list[str]) -> str:
+    """The message for a model that runs with none of the guesses."""
+    tried = "; ".join(refused[:3]) or "nothing could be guessed from its first layer"
+    return (
+        f"The inputs of {type(model).__name__} could not be inferred (tried {tried}). Give example_inputs: a "
+        "tensor, a tuple of arguments, a dict of keyword arguments, or a callable model -> output."
+    )

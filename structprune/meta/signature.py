@@ -1,0 +1,43 @@
+"""What an ATen overload is called and whether it writes its first argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_KNOWN: dict[Any, Signature] = {}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """An overload's base name (``aten::add`` for ``add_`` too) and how it treats memory."""
+
+    func: Any
+    name: str
+    in_place: bool
+    out_variant: bool
+
+
+def signature(func: Any) -> Signature:
+    """Read an overload's schema, once."""
+    known = _KNOWN.get(func)
+    if known is None:
+        schema = func._schema
+        base = schema.name
+        mutated = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+        in_place = mutated and base.endswith("_") and not base.endswith("__")
+        known = _KNOWN[func] = Signature(
+            func, base.removesuffix("_") if in_place else base, in_place, any(a.is_out for a in schema.arguments)
+        )
+    return known
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """The tensors among an operator's arguments or results, lists of tensors included, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [t for item in value for t in tensors_of(item)]
+    return []
