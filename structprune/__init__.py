@@ -13,25 +13,40 @@ from structprune.errors import (
     UntracedParameterError,
 )
 from structprune.graph.groups import DependencyGraph, Group
+from structprune.measure.comparison import Comparison, Measured, compare
+from structprune.measure.flops import FlopCount, ModuleCost, count_flops
+from structprune.measure.latency import Latency, measure_latency
+from structprune.measure.profile import Stage
+from structprune.measure.runner import LatencyOptions
 from structprune.plan.options import PruningOptions
 from structprune.plan.plan import Plan, plan_of
 from structprune.proof import Proof, prove
 
 __all__ = [
+    "Comparison",
     "DependencyGraph",
+    "FlopCount",
     "Group",
     "InputError",
+    "Latency",
+    "LatencyOptions",
+    "Measured",
     "ModelError",
+    "ModuleCost",
     "NothingToPruneError",
     "OptionError",
     "Plan",
     "PlanError",
     "Proof",
     "PruningOptions",
+    "Stage",
     "StructPruneError",
     "TraceError",
     "UntracedParameterError",
+    "compare",
+    "count_flops",
     "demo",
+    "measure_latency",
     "plan_of",
     "plan_pruning",
     "prove",

@@ -12,9 +12,10 @@ import structprune
 
 PACKAGE = Path(structprune.__file__).parent
 NAMES = [
-    "DependencyGraph", "Group", "InputError", "ModelError", "NothingToPruneError", "OptionError", "Plan", "PlanError",
-    "Proof", "PruningOptions", "StructPruneError", "TraceError", "UntracedParameterError", "demo", "plan_of",
-    "plan_pruning", "prove", "prune_model", "trace",
+    "Comparison", "DependencyGraph", "FlopCount", "Group", "InputError", "Latency", "LatencyOptions", "Measured",
+    "ModelError", "ModuleCost", "NothingToPruneError", "OptionError", "Plan", "PlanError", "Proof",
+    "PruningOptions", "Stage", "StructPruneError", "TraceError", "UntracedParameterError", "compare",
+    "count_flops", "demo", "measure_latency", "plan_of", "plan_pruning", "prove", "prune_model", "trace",
 ]  # fmt: skip
 
 # Every package may import those before it; the order of the data.

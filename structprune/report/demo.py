@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import structprune
-from structprune.measure.latency import forward_seconds, paired_speedup
 from structprune.plan.options import Granularity
 
 
@@ -19,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m structprune.report.demo", description=__doc__)
     parser.add_argument("--ratio", type=float, default=0.5, help="share of channels to remove (default 0.5)")
     parser.add_argument("--batch-size", type=int, default=4, help="images a forward (default 4)")
-    parser.add_argument("--rounds", type=int, default=9, help="timings of each model (default 9)")
+    parser.add_argument("--min-seconds", type=float, default=4, help="seconds that each is timed (default 4)")
     arguments = parser.parse_args()
 
     console = Console()
@@ -33,8 +31,8 @@ def main() -> None:
             pruned.append(plans[-1].apply(dense))
             proofs.append(structprune.prove(dense, pruned[-1]))
     images = torch.randn(arguments.batch_size, 3, 224, 224)
-    with console.status("timing the three in turn"):
-        seconds = forward_seconds([dense, *pruned], images, arguments.rounds)
+    with console.status("timing each against the dense network, in turn"):
+        compared = [structprune.compare(dense, p, images, min_seconds=arguments.min_seconds) for p in pruned]
 
     table = Table(title=f"ResNet-50, ratio {arguments.ratio}", title_justify="left")
     table.add_column("")
@@ -43,18 +41,26 @@ def main() -> None:
     (params, macs) = plans[0].params[0], plans[0].macs[0]
     table.add_row("parameters", f"{params:,}", *(f"{p.params[1]:,}" for p in plans))
     table.add_row("MACs an image", f"{macs / 1e9:.3f} G", *(f"{p.macs[1] / 1e9:.3f} G" for p in plans))
+    latencies = [compared[0].dense.latency, *(c.pruned.latency for c in compared)]
     table.add_row(
-        f"seconds a forward, {arguments.batch_size} images", *(f"{statistics.median(own):.3f}" for own in seconds)
+        f"seconds a forward, {arguments.batch_size} images", *(f"{latency.median:.3f}" for latency in latencies)
     )
-    table.add_row("speed-up in theory (MACs)", "1.00", *(f"{macs / p.macs[1]:.2f}" for p in plans))
-    table.add_row("speed-up measured", "1.00", *(f"{paired_speedup(seconds[0], own):.2f}" for own in seconds[1:]))
+    table.add_row("speed-up in theory (MACs)", "1.00", *(f"{c.theoretical_speedup:.2f}" for c in compared))
+    table.add_row("speed-up measured", "1.00", *(f"{c.speedup:.2f}" for c in compared))
+    table.add_row(
+        "its 95 % interval", "", *(f"{low:.2f} to {high:.2f}" for low, high in (c.speedup_interval for c in compared))
+    )
     table.add_row("largest error against masked", "", *(f"{p.max_error:.1e}" for p in proofs))
     table.add_row("proved", "", *("yes" if p.proved else "NO" for p in proofs))
     console.print(table)
     console.print(
-        f"Float32 on the CPU with {torch.get_num_threads()} threads; medians of {arguments.rounds} rounds, in turn.\n"
+        f"On {latencies[0].circumstances}; medians, each against the dense network in turn.\n"
         "The error is relative to the largest output, in float64, with random weights."
     )
+    for granularity, comparison in zip(granularities, compared, strict=True):
+        console.print(f"{granularity}: {comparison.verdict}")
+        for cause in comparison.causes:
+            console.print(f"- {cause}")
     for proof in proofs:
         if not proof.proved:
             raise SystemExit(f"not proved: {proof.reason}")

@@ -1,0 +1,361 @@
+"""Counts the work of a network on the meta device: nothing is computed and no weight is copied."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from structprune.errors import InputError, ModelError
+from structprune.inputs import Invocations, infer_inputs, read_inputs
+from structprune.measure.formulas import nbytes, operator_flops, written_bytes
+from structprune.measure.quantities import scaled
+from structprune.meta.forward import ConstantsSeen, brief, module_paths, not_inferred, running, way_on
+from structprune.meta.replica import meta_replica, to_meta
+from structprune.meta.run import run_on_meta
+from structprune.meta.signature import signature, tensors_of
+
+_PATH = "structprune module"
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """What one module costs, the modules inside it included.
+
+    Attributes:
+        name: Its path in the model, ``""`` for the model itself.
+        kind: Its class name.
+        macs: Multiply-accumulates of its contractions.
+        params: Parameters; one that is shared counts where it is named first.
+        activation_bytes: Bytes that its operators write to new memory.
+        moved_bytes: Bytes that its operators read and write, weights included, if every operand comes from memory.
+        children: The modules inside, in the order of their registration.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    params: int
+    activation_bytes: int
+    moved_bytes: int
+    children: tuple[ModuleCost, ...] = ()
+
+    def walk(self) -> Iterator[ModuleCost]:
+        """This module and all modules inside, depth first."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """The work of one call of a model with its example inputs, the batch included.
+
+    Attributes:
+        macs: Multiply-accumulates of the contractions: convolutions, matrix products, attention.
+            Everything else counts 0, by the field's convention. Half of ``flops``.
+        flops: Two for each multiply-accumulate. With ``training``, forward and backward.
+        params: Parameters, a shared one once.
+        param_bytes: Bytes of the parameters in their own dtypes.
+        activation_bytes: Bytes that the operators write to new memory, views excluded.
+        peak_activation_bytes: The most of it that is alive at one time, the inputs included.
+        by_module: The same as a tree.
+        by_operator: MACs by operator name, the largest first.
+        uncounted: Operators without a formula that are not known to be free, with the number of calls.
+        training: Whether the backward is counted too.
+        inputs: What the model was called with, as text.
+    """
+
+    macs: int
+    flops: int
+    params: int
+    param_bytes: int
+    activation_bytes: int
+    peak_activation_bytes: int
+    by_module: ModuleCost
+    by_operator: dict[str, int]
+    uncounted: dict[str, int]
+    training: bool
+    inputs: str
+
+    def __str__(self) -> str:
+        what = "a training step (forward and backward)" if self.training else "a forward"
+        lines = [
+            f"{self.by_module.kind}, {what} with {self.inputs}",
+            f"  parameters {self.params:,} ({scaled(self.param_bytes, 'B')})",
+            f"  MACs {scaled(self.macs)}, FLOPs {scaled(self.flops)} (two for each MAC)",
+            f"  activations written {scaled(self.activation_bytes, 'B')}, "
+            f"at most {scaled(self.peak_activation_bytes, 'B')} at one time",
+        ]
+        if self.macs:
+            for module in self.by_module.children:
+                share = module.macs / self.macs
+                lines.append(f"  {module.name:<24} {scaled(module.macs):>9} MACs {share:6.1%}")
+        if self.uncounted:
+            named = ", ".join(f"{name} ({n} times)" for name, n in self.uncounted.items())
+            lines.append(f"  not counted: {named}")
+        return "\n".join(lines)
+
+
+def count_flops(model: nn.Module, example_inputs: Any = None, *, training: bool = False) -> FlopCount:
+    """Count the multiply-accumulates, parameters and activations of a model.
+
+    The model runs on the meta device: nothing is computed, no weight is copied, and the model is
+    not touched. Operators are counted where they arrive at ATen, so functional calls, ``@``,
+    ``einsum`` and subclassed layers count like ``nn.Linear`` and ``nn.Conv2d``. The formulas are those
+    of ``torch.utils.flop_counter``, with faults mended: attention never takes its fast path (which it
+    does not see), and the backward of a grouped convolution costs two forwards.
+
+    Args:
+        model: Any module.
+        example_inputs: A tensor, a tuple of arguments, a dict of keyword arguments, a list of such
+            calls (their counts add up), or a callable ``model -> output``. Inferred if not given.
+        training: Count a forward in training mode and the backward of it. Frozen parameters need no
+            gradient, the first layer computes none for its input.
+
+    Returns:
+        The counts, for the whole batch of the example inputs.
+
+    Raises:
+        InputError: The model does not run with the inputs, or none could be inferred.
+        ModelError: The model cannot be copied, or its parameters are not made yet.
+
+    Examples:
+        >>> import structprune
+        >>> structprune.count_flops(structprune.demo.resnet50()).macs
+        4089184256
+    """
+    return counted(model, example_inputs, training=training)[0]
+
+
+def counted(model: nn.Module, example_inputs: Any = None, *, training: bool = False) -> tuple[FlopCount, Invocations]:
+    """Count a model, and return the calls that were counted too: they may have been inferred."""
+    _check_initialised(model)
+    given = example_inputs is not None
+    refused: list[str] = []
+    for calls in [read_inputs(example_inputs)] if given else infer_inputs(model):
+        try:
+            return _count(model, calls, training), calls
+        except (ModelError, InputError):
+            raise
+        except Exception as error:
+            refused.append(f"{', '.join(map(str, calls))}: {brief(error)}")
+            if given:
+                raise InputError(
+                    f"{type(model).__name__} does not run with the example inputs {refused[-1]}. {way_on(error)}"
+                ) from error
+    raise InputError(not_inferred(model, refused))
+
+
+def _check_initialised(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            raise ModelError(f"{name} is not initialised: run one forward, so that lazy modules take their shapes.")
+
+
+def _count(model: nn.Module, calls: Invocations, training: bool) -> FlopCount:
+    # A forward may change what a model holds: every count gets its own copy.
+    replica = meta_replica(model)
+    mode = _CountingMode(replica)
+    on_meta = [call.mapped(to_meta) for call in calls]
+    with (
+        running(replica, training),
+        _within(replica, mode.stack, training),
+        torch.set_grad_enabled(training),
+        ConstantsSeen(),
+        mode,
+    ):
+        for call in on_meta:
+            mode.hold([leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, torch.Tensor)])
+            _backward(call(replica)) if training else call(replica)
+    return _summed(replica, mode, training, ", ".join(map(str, calls)))
+
+
+def _backward(out: Any) -> None:
+    """The backward of a loss that reads every floating-point output."""
+    ends = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.requires_grad]
+    if ends:
+        torch.autograd.backward(ends, [torch.ones_like(t) for t in ends])
+
+
+@dataclass
+class _Tally:
+    """What the operators of one module added up to, those of the modules inside excluded."""
+
+    flops: int = 0
+    written: int = 0
+    moved: int = 0
+
+
+@dataclass
+class _Alive:
+    """Bytes of activations that are alive, and the most that ever were."""
+
+    now: int = 0
+    peak: int = 0
+    holders: Counter[int] = field(default_factory=Counter)
+    sizes: dict[int, int] = field(default_factory=dict)
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's memory until its last holder is gone."""
+        key = tensor.untyped_storage()._cdata
+        if key not in self.holders:
+            self.sizes[key] = tensor.untyped_storage().nbytes()
+            self.now += self.sizes[key]
+            self.peak = max(self.peak, self.now)
+        self.holders[key] += 1
+        weakref.finalize(tensor, self.drop, key).atexit = False
+
+    def drop(self, key: int) -> None:
+        """One holder of a memory is gone."""
+        self.holders[key] -= 1
+        if not self.holders[key]:
+            del self.holders[key]
+            self.now -= self.sizes.pop(key)
+
+
+class _CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs operators on the meta device and adds their cost to the module that runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stack: list[str] = []
+        self.tallies: dict[str, _Tally] = {}
+        self.by_operator: Counter[str] = Counter()
+        self.uncounted: Counter[str] = Counter()
+        self.alive = _Alive()
+        self._weights = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+
+    def hold(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Count inputs among what is alive."""
+        for tensor in tensors:
+            self.alive.add(tensor)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        op = signature(func)
+        out = run_on_meta(op, args, kwargs)
+        tally = self.tallies.setdefault(self._path(), _Tally())
+        flops = operator_flops(op, args, kwargs, out)
+        if flops is None:
+            self.uncounted[op.name] += 1
+        elif flops:
+            tally.flops += flops
+            self.by_operator[op.name] += flops
+        results = tensors_of(out)
+        if not func.is_view:
+            written = written_bytes(args, kwargs, results)
+            tally.written += written
+            read = sum(nbytes(t) for a in args for t in tensors_of(a))
+            if written or op.in_place:
+                tally.moved += written + read
+        for tensor in results:
+            if tensor.untyped_storage()._cdata not in self._weights:
+                self.alive.add(tensor)
+        return out
+
+    def _path(self) -> str:
+        if self.stack:
+            return self.stack[-1]
+        node = torch._C._current_autograd_node()
+        return "" if node is None else str(_metadata(node).get(_PATH, ""))
+
+
+@contextmanager
+def _within(model: nn.Module, stack: list[str], training: bool) -> Iterator[None]:
+    """Know the module that runs; in training, write it on the autograd nodes too, for the backward."""
+    with _marked_gradients(model, stack) if training else nullcontext(), module_paths(model, stack):
+        yield
+
+
+@contextmanager
+def _marked_gradients(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Mark every autograd node with the innermost module that made it.
+
+    What leads to a module's inputs was made outside it, what leads from there to its outputs inside.
+    """
+    handles = []
+
+    def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        # The paths are kept by a hook that was put in front of this one.
+        _mark((args, kwargs), stack[-2] if len(stack) > 1 else "")
+
+    def watch(path: str) -> Callable[..., None]:
+        def after(_module: nn.Module, _args: Any, out: Any) -> None:
+            _mark(out, path)
+
+        return after
+
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(watch(path)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mark(value: Any, path: str) -> None:
+    pending = [t.grad_fn for t in tree_leaves(value) if isinstance(t, torch.Tensor) and t.grad_fn is not None]
+    while pending:
+        node = pending.pop()
+        if _PATH not in _metadata(node):
+            _metadata(node)[_PATH] = path
+            pending.extend(following for following, _ in node.next_functions if following is not None)
+
+
+def _metadata(node: Any) -> dict[str, Any]:
+    """What may be kept with an autograd node; torch's annotation says that it is a method."""
+    kept: dict[str, Any] = node.metadata
+    return kept
+
+
+def _summed(replica: nn.Module, mode: _CountingMode, training: bool, inputs: str) -> FlopCount:
+    seen: set[int] = set()
+
+    def cost(path: str, module: nn.Module) -> ModuleCost:
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        seen.update(map(id, own))
+        params = sum(p.numel() for p in own)
+        children = []
+        for name, child in module.named_children():
+            child_path = f"{path}.{name}" if path else name
+            children.append(cost(child_path, child))
+        tally = mode.tallies.get(path, _Tally())
+        return ModuleCost(
+            path,
+            type(module).__name__,
+            tally.flops // 2 + sum(c.macs for c in children),
+            params + sum(c.params for c in children),
+            tally.written + sum(c.activation_bytes for c in children),
+            tally.moved + sum(c.moved_bytes for c in children),
+            tuple(children),
+        )
+
+    tree = cost("", replica)
+    flops = sum(mode.by_operator.values())
+    return FlopCount(
+        macs=flops // 2,
+        flops=flops,
+        params=tree.params,
+        param_bytes=sum(nbytes(p) for p in replica.parameters()),
+        activation_bytes=tree.activation_bytes,
+        peak_activation_bytes=mode.alive.peak,
+        by_module=tree,
+        by_operator={name: n // 2 for name, n in mode.by_operator.most_common()},
+        uncounted=dict(mode.uncounted.most_common()),
+        training=training,
+        inputs=inputs,
+    )
