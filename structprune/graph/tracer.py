@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import flop_registry
 
 import structprune.graph.rules  # noqa: F401  (importing them registers them)
 from structprune.graph.call import Call, Recorder
 from structprune.graph.operators import Operator, operator
 from structprune.graph.record import Node, Output, Record, Value
 from structprune.graph.slices import Ids, Labels
+from structprune.meta.formulas import operator_flops
 from structprune.meta.forward import ConstantsSeen, module_paths
 from structprune.meta.signature import tensors_of
 
@@ -120,8 +120,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if node.parametric:
             sources = {id(t): s for t, s in zip(tensors, node.sources, strict=True)}
             node.replay = _replay(func, args, kwargs, sources, copies=op.in_place)
-        if node.contracts:
-            node.macs = _macs(func, args, kwargs, out)
+        node.macs = _macs(op, args, kwargs, out)
         self._nodes.append(node)
         for i, (tensor, la) in enumerate(zip(results, labels, strict=True)):
             value = Value(la, node.index, i, node.parametric, self)
@@ -217,11 +216,10 @@ def _replay(
     return replay
 
 
-def _macs(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
-    """Multiply-accumulates of a contraction, by torch's own formulas (which count two for each)."""
-    formula = flop_registry.get(func._overloadpacket)
+def _macs(op: Operator, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+    """Multiply-accumulates of an operator, as ``count_flops`` counts them."""
     try:
-        return int(formula(*args, **kwargs, out_val=out)) // 2 if formula is not None else 0
+        return (operator_flops(op, args, kwargs, out) or 0) // 2
     except AssertionError:
         # The operands of a cut network do not fit: the operator failed, and the trial has noted it.
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -43,9 +43,23 @@ def classification_models() -> list[str]:
     return [n for n in names if not n.startswith(("vit_", "swin", "maxvit"))]
 
 
-def build(name: str) -> nn.Module:
+class Published(NamedTuple):
+    """What torchvision says of one set of weights."""
+
+    crop: int
+    giga_macs: float
+
+
+def published(name: str) -> list[Published]:
+    """Crop size and billions of multiply-accumulates of every set of weights of a model."""
+    weights = torchvision().models.get_model_weights(name)
+    return [Published(w.transforms.keywords["crop_size"], w.meta["_ops"]) for w in weights]
+
+
+def build(name: str, **options: Any) -> nn.Module:
     """A torchvision model without weights, quick to make: the tests randomise it anyway."""
-    options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
     saved = nn.init.trunc_normal_, nn.init.kaiming_normal_, nn.init.normal_
 
     def keep(tensor: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
