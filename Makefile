@@ -31,7 +31,9 @@ zoo: $(VENV)/.test-installed
 	$(BIN)/python -m tests.zoo --markdown docs/zoo.md
 
 bench: $(VENV)/.test-installed
-	$(BIN)/python -m tests.bench.planning --markdown docs/benchmarks.md
+	$(BIN)/python -m tests.bench.planning --markdown build/bench/1-planning.md
+	$(BIN)/python -m tests.bench.comparison --markdown build/bench/2-comparison.md
+	cat build/bench/*.md > docs/benchmarks.md
 
 docs: $(VENV)/.test-installed
 	$(BIN)/mkdocs build --strict --config-file docs/config/mkdocs.yml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ class Sleeps(nn.Module):
 
 
 @contextmanager
-def loaded(processes: int = 2) -> Iterator[None]:
+def loaded(processes: int) -> Iterator[None]:
     """Other programs that use every core."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
@@ -74,7 +75,7 @@ def test_quantiles_of_known_samples() -> None:
 
 def test_latency_measures_what_a_clock_would() -> None:
     latency = measure_latency(Sleeps(nn.Identity(), 0.02), X, min_seconds=0.1)
-    assert 0.02 <= latency.median < 0.03
+    assert 0.02 <= latency.median < 0.06
 
 
 @pytest.mark.parametrize(
@@ -177,9 +178,9 @@ def test_bootstrap_interval_of_the_median() -> None:
 
 
 def test_a_busy_machine_is_noticed() -> None:
-    with loaded(2 * (torch.get_num_threads() + 1)):
-        latency = measure_latency(net(), X, min_seconds=0.5, device="cpu")
-        comparison = compare(net(), net(), X, min_seconds=0.3, device="cpu")
+    with loaded(2 * (os.cpu_count() or 1)):
+        latency = measure_latency(net(), X, min_seconds=0.3, device="cpu")
+        comparison = compare(net(), net(), X, min_seconds=0.2, device="cpu")
     assert "not to be trusted" in str(latency)
     assert comparison.verdict.startswith("The machine is too busy to tell: ")
     assert comparison.busy in str(comparison).replace("\n", " ")

@@ -60,6 +60,7 @@ def main() -> None:
     grown, cut = in_process("vgg16")
     print(f"memory: vgg16 plan and cut grew the process by {grown:.0f} MB; the pruned copy has {cut:.0f} MB")
     if arguments.markdown:
+        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
         arguments.markdown.write_text(page(lines, arguments.rounds, grown, cut))
 
 
@@ -125,7 +126,7 @@ def in_process(name: str) -> tuple[float, float]:
 
 
 def page(table: list[str], rounds: int, grown: float, cut: float) -> str:
-    """``docs/benchmarks.md``."""
+    """The first part of ``docs/benchmarks.md``."""
     newline = "\n"
     return f"""# Benchmarks
 
@@ -145,6 +146,7 @@ trial, and returns a copy; torch-pruning traces once and cuts in place.
 
 Planning and cutting a VGG-16 at 0.5 grew the process by {grown:.0f} MB at its peak; the pruned copy it returned has
 {cut:.0f} MB of parameters, the dense model 528 MB.
+
 """
 
 
