@@ -96,7 +96,7 @@ class FlopCount:
             f"at most {scaled(self.peak_activation_bytes, 'B')} at one time",
         ]
         if self.macs:
-            for module in self.by_module.children:
+            for module in filter(lambda part: part.macs, self.by_module.children):
                 share = module.macs / self.macs
                 lines.append(f"  {module.name:<24} {scaled(module.macs):>9} MACs {share:6.1%}")
         if self.uncounted:

@@ -115,6 +115,7 @@ def section(
     half = statistics.median((c.speedup_interval[1] - c.speedup_interval[0]) / 2 for c in same)
     right = sum(holds(c, 1.2) and not holds(c, 1) for c in idle)
     wrong = sum(not c.busy and (not holds(c, 1.2) or holds(c, 1)) for c in busy)
+    noticed = sum(bool(c.busy) for c in busy)
     said = sum(bool(c.busy) for c in same + idle)
     latency = same[0].dense.latency
     return f"""## Whether a comparison can be believed
@@ -129,7 +130,7 @@ def section(
 | with a pause of a fifth of its time, interval holds 1.2 and not 1 | {right} of {len(idle)} |
 | the same, median speed-up | {statistics.median(c.speedup for c in idle):.3f} |
 | idle, called too busy | {said} of {len(same) + len(idle)} |
-| with a pause, every core loaded by another process: called too busy | {sum(bool(c.busy) for c in busy)} of {len(busy)} |
+| with a pause, every core loaded by another process: called too busy | {noticed} of {len(busy)} |
 | the same: a wrong claim | {wrong} of {len(busy)} |
 | `structprune-report --demo`, first line | {report[0]:.1f} s |
 | `structprune-report --demo`, done | {report[1]:.0f} s |
