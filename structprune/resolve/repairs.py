@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,19 +35,65 @@ class Repair:
     reached: int
 
 
-def propose(session: Session, graph: DependencyGraph, mismatches: Iterable[Mismatch]) -> list[Repair]:
-    """Held sizes that reach the operators which failed, and that equal a size there which should shrink."""
-    arrivals: dict[bool, Arrivals] = {}
-    found: dict[Repair, None] = {}
-    for mismatch in mismatches:
-        if mismatch.training not in arrivals:
-            arrivals[mismatch.training] = _arrivals(session, mismatch.training)
-        record = next(r for r in graph.records if r.training == mismatch.training)
-        for reached in arrivals[mismatch.training].at(mismatch.node.index):
-            for where, _ in _dimensions(record, mismatch.node, int(reached)):
-                for holder in _ordered(reached):
-                    found[Repair(holder, mismatch.training, mismatch.node.index, where, int(reached))] = None
-    return list(found)
+class Proposals:
+    """Which held sizes may follow which dimensions, by where they arrive in the dense network.
+
+    The arrivals are those of the dense network alone, so they are looked up once a mode.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._by_mode: dict[bool, Arrivals] = {}
+
+    def at(self, graph: DependencyGraph, mismatches: Iterable[Mismatch]) -> list[Repair]:
+        """Held sizes that reach the operators which failed, and that equal a size there which should shrink."""
+        found: dict[Repair, None] = {}
+        for mismatch in mismatches:
+            record = _record(graph, mismatch.training)
+            for reached in self._arrivals(mismatch.training).at(mismatch.node.index):
+                for where, _ in _dimensions(record, mismatch.node, int(reached)):
+                    for holder in _ordered(reached):
+                        found[Repair(holder, mismatch.training, mismatch.node.index, where, int(reached))] = None
+        return list(found)
+
+    def alike(self, graph: DependencyGraph, repair: Repair) -> list[Repair]:
+        """The same repair in the other modules of the same class: what one block needs, all of them do."""
+        record = _record(graph, repair.training)
+        arrivals = self._arrivals(repair.training)
+        found = []
+        for path, node in twins(self._session.replica, record, repair.holder.module, record.nodes[repair.node]):
+            holder = replace(repair.holder, module=path)
+            for reached in arrivals.at(node.index):
+                places = [where for where, _ in _dimensions(record, node, int(reached))]
+                if holder in reached.holders and repair.dimension in places:
+                    found.append(Repair(holder, repair.training, node.index, repair.dimension, int(reached)))
+                    break
+        return found
+
+    def _arrivals(self, training: bool) -> Arrivals:
+        if training not in self._by_mode:
+            self._by_mode[training] = _arrivals(self._session, training)
+        return self._by_mode[training]
+
+
+def twins(model: nn.Module, record: Record, owner: str, node: Node) -> Iterator[tuple[str, Node]]:
+    """The operators that do in other modules of a class what a node does in one of them, with those modules' paths."""
+    if node.module != owner and owner and not node.module.startswith(f"{owner}."):
+        return
+    inside = node.module[len(owner) :]
+    by_place: dict[tuple[str, str], list[Node]] = {}
+    for other in record.nodes:
+        by_place.setdefault((other.module, other.op), []).append(other)
+    occurrence = by_place[node.module, node.op].index(node)
+    kind = type(model.get_submodule(owner))
+    for path, module in model.named_modules():
+        there = by_place.get((path + inside, node.op), [])
+        if type(module) is kind and path != owner and occurrence < len(there):
+            yield path, there[occurrence]
+
+
+def _record(graph: DependencyGraph, training: bool) -> Record:
+    return next(r for r in graph.records if r.training == training)
 
 
 def repaired(
@@ -56,7 +102,7 @@ def repaired(
     """The attributes under a selection. A size that would not be a whole number is left as it is."""
     changes: dict[tuple[str, str], AttributeChange] = {}
     for repair in repairs:
-        record = next(r for r in graph.records if r.training == repair.training)
+        record = _record(graph, repair.training)
         node = record.nodes[repair.node]
         ids = next((i for where, i in _dimensions(record, node, repair.reached) if where == repair.dimension), None)
         if ids is None:

@@ -11,13 +11,14 @@ from structprune.graph.groups import DependencyGraph
 from structprune.graph.record import Node, Record
 from structprune.graph.session import Session
 from structprune.graph.slices import Ids, Mask
-from structprune.resolve.repairs import Repair, propose, repaired
+from structprune.resolve.repairs import Proposals, Repair, repaired, twins
 from structprune.resolve.replay import Mismatch
 from structprune.resolve.trial import Trial, run_trial
 from structprune.surgery.attributes import layer_changes
 from structprune.surgery.cut import Cut, elements_left, kept_indices
 
 _MOST_TRIALS = 200
+_FROZEN_ONE_BY_ONE = 2
 Chooser = Callable[[DependencyGraph], Mask]
 
 
@@ -39,7 +40,7 @@ def resolve(session: Session, choose: Chooser) -> Resolved:
         choose: Says for a graph which slices stay.
     """
     decisions, ranking = rank_readings(session, choose)
-    repairs = Repairs()
+    repairs = Repairs(session)
     for _ in range(_MOST_TRIALS):
         graph = session.discover(decisions)
         present = choose(graph)
@@ -51,8 +52,8 @@ def resolve(session: Session, choose: Chooser) -> Resolved:
         trial = run_trial(session, graph, cut, present)
         if not trial.mismatches:
             return Resolved(graph, present, cut, trial.macs)
-        if not repairs.judge(session, graph, trial):
-            decisions = _revised(graph, decisions, trial.mismatches, ranking)
+        if not repairs.judge(graph, trial):
+            decisions = _revised(session, graph, decisions, trial.mismatches, ranking)
     raise StructPruneError(
         f"No consistent way to cut {session.model_name} was found in {_MOST_TRIALS} trials; the last one failed at "
         f"{trial.mismatches[0]}. Please report the model; ignore=[...] leaves the modules concerned alone."
@@ -62,26 +63,30 @@ def resolve(session: Session, choose: Chooser) -> Resolved:
 class Repairs:
     """The held sizes that are followed. One is kept only if the cut network gets further with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: Session) -> None:
         self.taken: list[Repair] = []
+        self._proposals = Proposals(session)
+        self._alike: list[Repair] = []
         self._on_trial: list[Repair] = []
         self._refused: set[Repair] = set()
         self._reached: tuple[int, int] | None = None
 
-    def judge(self, session: Session, graph: DependencyGraph, trial: Trial) -> bool:
+    def judge(self, graph: DependencyGraph, trial: Trial) -> bool:
         """Keep or refuse what was on trial, put something else on trial; whether there was any."""
         if self._on_trial and self._reached is not None and trial.reached <= self._reached:
-            self.taken = [r for r in self.taken if r not in self._on_trial]
+            gone = {*self._on_trial, *self._alike}
+            self.taken = [r for r in self.taken if r not in gone]
+            # Those that are only alike may still be right where they are.
             self._refused.update(self._on_trial)
-            self._on_trial = []
+            self._on_trial, self._alike = [], []
             # What failed without them is not what failed now: look again from there.
             self._reached = None
             return True
         known = {r.holder for r in self.taken}
         fresh = [
-            r for r in propose(session, graph, trial.mismatches) if r not in self._refused and r.holder not in known
+            r for r in self._proposals.at(graph, trial.mismatches) if r not in self._refused and r.holder not in known
         ]
-        self._on_trial = []
+        self._on_trial, self._alike = [], []
         taken: set[object] = set()
         for repair in fresh:
             # Two holders of one dimension are alternatives, and so are two dimensions for one holder.
@@ -89,8 +94,14 @@ class Repairs:
             if repair.holder not in taken and place not in taken:
                 taken |= {repair.holder, place}
                 self._on_trial.append(repair)
+        for repair in self._on_trial:
+            for twin in self._proposals.alike(graph, repair):
+                place = (twin.training, twin.node, twin.dimension)
+                if not {twin.holder, place} & taken and twin.holder not in known and twin not in self._refused:
+                    taken |= {twin.holder, place}
+                    self._alike.append(twin)
         self._reached = trial.reached if self._on_trial else None
-        self.taken = [*self.taken, *self._on_trial]
+        self.taken = [*self.taken, *self._on_trial, *self._alike]
         return bool(self._on_trial)
 
 
@@ -159,7 +170,11 @@ def _labels_at(record: Record, node: Node) -> list[Ids]:
 
 
 def _revised(
-    graph: DependencyGraph, decisions: Decisions, mismatches: tuple[Mismatch, ...], ranking: dict[str, tuple[str, ...]]
+    session: Session,
+    graph: DependencyGraph,
+    decisions: Decisions,
+    mismatches: tuple[Mismatch, ...],
+    ranking: dict[str, tuple[str, ...]],
 ) -> Decisions:
     """Take the next reading where there is one; else freeze what meets at the operators.
 
@@ -178,6 +193,29 @@ def _revised(
             readings[key] = later[0]
             advanced.add(key)
         else:
+            reason = f"cannot shrink here: {mismatch.text}"
             for index in _freezable(graph, decisions, mismatch):
-                frozen[mismatch.training, index] = f"cannot shrink here: {mismatch.text}"
+                frozen[mismatch.training, index] = reason
+                for twin in _frozen_alike(session, graph, decisions, mismatch.training, index):
+                    frozen.setdefault((mismatch.training, twin), reason)
     return Decisions(readings, decisions.frozen if advanced else frozen)
+
+
+def _frozen_alike(
+    session: Session, graph: DependencyGraph, decisions: Decisions, training: bool, index: int
+) -> list[int]:
+    """The same operators in all modules of the class, once some of them had to be frozen one by one.
+
+    Freezing more than needed is never wrong, and a deep network has dozens of the same block.
+    """
+    record = next(r for r in graph.records if r.training == training)
+    node = record.nodes[index]
+    # torch.nn's layers are everywhere: the block around one is what comes again.
+    owner = node.module
+    while owner and type(session.replica.get_submodule(owner)).__module__.startswith("torch.nn."):
+        owner = owner.rpartition(".")[0]
+    alike = [twin for _, twin in twins(session.replica, record, owner, node)]
+    before = sum((training, twin.index) in decisions.frozen for twin in alike)
+    if before < _FROZEN_ONE_BY_ONE:
+        return []
+    return [twin.index for twin in alike if _may_freeze(graph, decisions, record, twin)]
