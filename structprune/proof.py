@@ -218,22 +218,28 @@ def _readings_of(session: Session, plan: Plan) -> Decisions:
 
 
 def _check_pair(plan: Plan, dense: nn.Module, pruned: nn.Module) -> None:
-    shapes = {name: tuple(t.shape) for name, t in named_tensors(dense).items()}
-    if shapes != dict(plan.shapes):
+    if not plan.fits(dense):
         raise PlanError(
             f"The plan that the pruned model carries was not made for this {type(dense).__name__}: give the model "
             "that was pruned, as it was before."
         )
+    free = plan.free_buffers(pruned)
     for name, tensor in named_tensors(pruned).items():
-        expected = [len(plan.kept.get(name, {}).get(d, range(n))) for d, n in enumerate(shapes.get(name, ()))]
-        if name not in shapes or list(tensor.shape) != expected:
+        if name in free:
+            continue
+        shape = plan.shapes.get(name, ())
+        expected = [len(plan.kept.get(name, {}).get(d, range(n))) for d, n in enumerate(shape)]
+        if name not in plan.shapes or list(tensor.shape) != expected:
             raise PlanError(f"{name} of the pruned model is {list(tensor.shape)}, its plan says {expected}.")
 
 
 def _first_changed_tensor(plan: Plan, dense: nn.Module, pruned: nn.Module) -> str:
     """The first parameter or buffer of the pruned model that is not the planned slice of the dense one's."""
     originals, cut = named_tensors(dense), plan.cut
+    free = plan.free_buffers(pruned)
     for name, tensor in named_tensors(pruned).items():
+        if name in free and tensor.shape != originals[name].shape:
+            continue
         expected = sliced(originals[name], cut.kept.get(name, {}))
         if tensor.device != expected.device or tensor.dtype != expected.dtype or not torch.equal(tensor, expected):
             return name

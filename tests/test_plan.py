@@ -153,3 +153,28 @@ def test_broken_json(change: dict[str, Any], message: str) -> None:
 def test_no_json(text: str) -> None:
     with pytest.raises(PlanError, match="plan"):
         Plan.from_json(text)
+
+
+class Table(nn.Module):
+    """A table of positions that the forward makes anew when the image has another size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 2)
+        self.register_buffer("table", torch.zeros(1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.second(self.first(x))
+        if self.table.shape != y.shape[2:]:
+            self.table = torch.ones(y.shape[2:], dtype=y.dtype, device=y.device)
+        return self.head((y * self.table).mean((2, 3)))
+
+
+def test_buffers_that_a_forward_makes_anew_do_not_matter() -> None:
+    model, x = Table().eval(), torch.randn(1, 3, 10, 10)
+    plan = structprune.plan_pruning(model, 0.5, example_inputs=x, round_to=1)
+    model(x)
+    pruned = plan.apply(model)
+    assert structprune.prove(Table().eval(), pruned, x).reason.startswith("first.weight is not a slice")
+    pruned(torch.randn(1, 3, 12, 12))
+    assert structprune.prove(model, pruned, x).proved

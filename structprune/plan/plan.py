@@ -164,10 +164,19 @@ class Plan:
             sections += ["sizes held by modules", *held]
         return "\n".join([*sections, *(f"  note: {note}" for note in self.notes)])
 
+    def free_buffers(self, model: nn.Module) -> set[str]:
+        """Buffers that the plan does not cut: a forward may fill them anew, in another shape (position tables)."""
+        return {name for name, _ in model.named_buffers() if name in self.shapes and name not in self.kept}
+
+    def fits(self, model: nn.Module) -> bool:
+        """Whether the model has the parameters and buffers, in the shapes, that the plan was made for."""
+        shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
+        return {**shapes, **{name: self.shapes[name] for name in self.free_buffers(model)}} == dict(self.shapes)
+
     def _check_fits(self, model: nn.Module) -> None:
         shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
         carried = getattr(model, CARRIED, None)
-        if shapes != dict(self.shapes):
+        if not self.fits(model):
             if carried is not None and carried == self.to_json():
                 raise PlanError("This plan was applied to this model already: make a new plan to prune it further.")
             raise PlanError(f"The plan does not fit this {type(model).__name__}: {_difference(self.shapes, shapes)}")
