@@ -28,6 +28,9 @@ from structprune.surgery.slicing import sliced
 
 TOLERANCE = 1e-9
 LEAST_POWER = 1e-3
+# Networks that multiply activations with each other may overflow with weights of unit gain.
+_GAINS = (1.0, 0.5, 0.1)
+_NOT_FINITE = "the largest output is"
 
 
 @dataclass(frozen=True)
@@ -85,24 +88,32 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
     _check_pair(plan, dense, pruned)
     session = Session(dense, example_inputs)
     decisions = _readings_of(session, plan)
-    random_dense = _randomised(dense)
-    weights = named_tensors(random_dense)
-    cut = plan.cut
+    calls = [call.mapped(_random_input) for call in session.examples]
+    proof = Proof(False, math.nan, math.nan, reason="nothing was compared")
+    for gain in _GAINS:
+        random_dense = _randomised(dense, gain)
+        random_pruned = _sliced_alike(pruned, random_dense, plan)
+        try:
+            proof = _compare(random_dense, random_pruned, calls, plan, decisions)
+        except (DivergenceError, UnprovableError, _Unproved) as error:
+            return Proof(False, math.nan, math.nan, reason=str(error))
+        if not proof.reason.startswith(_NOT_FINITE):
+            break
+    changed = _first_changed_tensor(plan, dense, pruned)
+    if changed and proof.proved:
+        return replace(proof, proved=False, reason=f"{changed} is not a slice of the dense model's (trained since?)")
+    return proof
+
+
+def _sliced_alike(pruned: nn.Module, random_dense: nn.Module, plan: Plan) -> nn.Module:
+    """The pruned network with the planned slices of random weights."""
+    weights, cut = named_tensors(random_dense), plan.cut
 
     def same_slices(name: str, tensor: torch.Tensor) -> torch.Tensor:
         twin = sliced(weights[name], cut.kept.get(name, {}))
         return nn.Parameter(twin) if isinstance(tensor, nn.Parameter) else twin
 
-    random_pruned = duplicate(pruned, same_slices, _doubled)
-    calls = [call.mapped(_random_input) for call in session.examples]
-    try:
-        proof = _compare(random_dense, random_pruned, calls, plan, decisions)
-    except (DivergenceError, UnprovableError, _Unproved) as error:
-        return Proof(False, math.nan, math.nan, reason=str(error))
-    changed = _first_changed_tensor(plan, dense, pruned)
-    if changed and proof.proved:
-        return replace(proof, proved=False, reason=f"{changed} is not a slice of the dense model's (trained since?)")
-    return proof
+    return duplicate(pruned, same_slices, _doubled)
 
 
 class _Unproved(Exception):
@@ -158,7 +169,7 @@ def _verdict(
         return Proof(False, math.nan, math.nan, mixed, "the outputs have other shapes")
     scale = max((float(t.abs().max()) for t in (*unmasked, *masked) if t.numel()), default=0.0)
     if not math.isfinite(scale):
-        return Proof(False, math.nan, math.nan, mixed, f"the largest output is {scale}")
+        return Proof(False, math.nan, math.nan, mixed, f"{_NOT_FINITE} {scale}")
     scale = scale or 1.0
     error = max(_distance(a, b) for a, b in zip(masked, cut, strict=True)) / scale
     power = max(_distance(a, b) for a, b in zip(masked, unmasked, strict=True)) / scale
@@ -250,7 +261,7 @@ def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return op.func(*args, **kwargs)
 
 
-def _randomised(model: nn.Module) -> nn.Module:
+def _randomised(model: nn.Module, gain: float) -> nn.Module:
     """A float64 copy with random parameters, and buffers moved away from special values."""
     generator = torch.Generator().manual_seed(0)
 
@@ -265,7 +276,7 @@ def _randomised(model: nn.Module) -> nn.Module:
             return (values * (0.5 + noise) if positive else values + noise - 0.5).to(tensor.device)
         if tensor.ndim > 1:
             fan_in = max(1, tensor.numel() // tensor.shape[0])
-            values = (noise - 0.5) * (12 / fan_in) ** 0.5
+            values = (noise - 0.5) * gain * (12 / fan_in) ** 0.5
         else:
             values = (noise + 0.5) * torch.where(noise * 1e6 % 1 < 0.3, -1.0, 1.0)
         return nn.Parameter(values.to(tensor.device))
