@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -330,6 +331,7 @@ def _hostile(marker: Path) -> dict[str, Any]:
         "partial of partial": Calls(partial, partial, os.system, command),
         "torch.load": Calls(torch.load, "other.pt"),
         "torch.hub": Calls(torch.hub.load, "a/b", "c"),
+        "torch's helper that calls": Calls(torch._tensor._rebuild_from_type_v2, nn.Linear, nn.Linear, (2, 2), {}),
         "an fx graph module": torch.fx.symbolic_trace(plain()),
     }
 
@@ -370,6 +372,7 @@ def test_pickles_of_other_kinds_run_nothing(protocol: int, tmp_path: Path, capsy
         b"\x80\x02ctorch.nn.modules.linear\nLinear\nq\x00)\x81q\x01}b0h\x00(K\x02K\x02tR.",
         b"\x80\x02ctorch.nn.modules.linear\nLinear\nK\x02K\x02\x86\x81.",
         b"\x80\x02ctorch.nn.modules.linear\nLinear\n}U\x07forwardcos\nsystem\nsb.",
+        b"\x80\x02ctorch._utils\n_rebuild_parameter\n](ctorch.nn.modules.linear\nLinear\nK\x02eR.",
         b"\x80\x02garbage",
         b"",
         b"\x80\x02R.",
@@ -422,7 +425,7 @@ def _repacked(source: Path, target: Path, change: Callable[[str, bytes], bytes])
             new.writestr(name, change(name, old.read(name)))
 
 
-@pytest.mark.parametrize("kind", ["expression", "guard", "name", "inputs", "flag"])
+@pytest.mark.parametrize("kind", ["expression", "guard", "name", "target", "file", "inputs", "flag"])
 def test_hostile_exports_run_nothing(kind: str, tmp_path: Path) -> None:
     good, bad, marker = tmp_path / "good.pt2", tmp_path / "bad.pt2", tmp_path / "marker"
     torch.export.save(torch.export.export(plain().eval(), (torch.randn(1, 3, 32, 32),)), good)
@@ -442,6 +445,10 @@ def test_hostile_exports_run_nothing(kind: str, tmp_path: Path) -> None:
             document["range_constraints"] = {"s0": {"expr_str": code}}
         if kind == "guard":
             document["guards_code"] = [code]
+        if kind == "target":
+            document["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.system"
+        if kind == "file":
+            document["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.from_file.default"
         if kind == "name":
             document["graph_module"]["graph"]["nodes"][0]["name"] = f"x=({code})"
         return json.dumps(document).encode()
@@ -450,6 +457,29 @@ def test_hostile_exports_run_nothing(kind: str, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="was not opened"):
         load_model(bad, None, Trust())
     assert not marker.exists()
+
+
+def test_exports_with_compiled_code_or_objects_are_refused(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.pt2", tmp_path / "bad.pt2"
+    torch.export.save(torch.export.export(plain().eval(), (torch.randn(1, 3, 32, 32),)), good)
+    for member in ("data/aotinductor/model/x.so", "data/constants/custom_obj_0"):
+        _repacked(good, bad, lambda _name, data: data)
+        with zipfile.ZipFile(bad, "a") as archive:
+            root = archive.namelist()[0].split("/")[0]
+            archive.writestr(f"{root}/{member}", b"anything")
+        with pytest.raises(FileError, match="it is no part of a plain exported program"):
+            load_model(bad, None, Trust())
+
+
+@pytest.mark.parametrize("member", ["{root}/data.pkl", "{root}/DATA.PKL", "other/data.pkl"])
+def test_archives_that_two_readers_may_see_differently_are_refused(member: str, saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "twice.pt"
+    _repacked(saved, path, lambda _name, data: data)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr(member.format(root=archive.namelist()[0].split("/")[0]), b"\x80\x02N.")
+    with pytest.raises(FileError, match="holds files of one name twice, or more than one folder"):
+        load_model(path, None, Trust())
 
 
 # The page.

@@ -23,6 +23,18 @@ from structprune.report.pickles import allowed_objects, read_pickle
 
 # TorchScript operators that read or write files.
 _TOUCHES_FILES = frozenset(("aten::save", "aten::from_file"))
+# What an exported program may call: operators, and arithmetic on sizes. torch would take any path that starts
+# with "torch.", and from there everything can be reached.
+_OPERATOR = re.compile(
+    r"torch\.ops\.(aten|prim|prims|torchvision|higher_order|quantized_decomposed)\.\w+(\.\w+)?"
+    r"|torch\.sym_\w+|math\.\w+"
+    r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|not_)"
+)
+_EXPORT_MEMBER = re.compile(
+    r"models/[\w.\-]+\.json|data/(weights|constants)/((weight|tensor)_\d+|[\w.\-]+_config\.json)"
+    r"|data/sample_inputs/[\w.\-]+\.pt|archive_(format|version)|version|byteorder|\.data/\w+|\.format_version"
+    r"|\.storage_alignment"
+)
 _NAME = re.compile(r"[\w.:\-]*")
 _EXPRESSION = re.compile(r"[\w\s+\-*/()<>=,.]*")
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network")
@@ -74,6 +86,7 @@ def load_model(path: Path, architecture: str | None, trust: Trust) -> Loaded:
         return _load_other(path, architecture, trust)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+    _check_names(names, path)
     inner = {name.split("/", 1)[-1] for name in names}
     if "archive_format" in inner or any(n.startswith("models/") and n.endswith(".json") for n in inner):
         return _load_exported(path, trust)
@@ -82,6 +95,13 @@ def load_model(path: Path, architecture: str | None, trust: Trust) -> Loaded:
     if "data.pkl" in inner:
         return _load_saved(path, architecture, trust)
     raise FileError(f"{path}: an archive that is no saved module, no exported program, no TorchScript.")
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    """Two readers of one archive must see the same files: what is checked here is what torch reads."""
+    folded = {name.lower() for name in names}
+    if len(folded) < len(names) or len({name.split("/", 1)[0] for name in names}) > 1:
+        raise FileError(f"{path} was not opened: its archive holds files of one name twice, or more than one folder.")
 
 
 def build(architecture: str) -> nn.Module:
@@ -253,6 +273,8 @@ def _refused_in_export(path: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             data = archive.read(name)
+            if not _EXPORT_MEMBER.fullmatch(name.split("/", 1)[-1]):
+                refused[name] = "it is no part of a plain exported program (compiled code, or a pickled object)"
             if name.endswith(".json"):
                 refused.update(_refused_in_json(json.loads(data)))
             elif name.endswith((".pt", ".pth")) or data[:2] == b"\x80\x02":
@@ -280,9 +302,15 @@ def _is_torch(name: str) -> bool:
 def _refused_in_json(value: Any, key: str = "") -> dict[str, str]:
     if isinstance(value, dict):
         found: dict[str, str] = {}
+        operator = value.get("target") if "inputs" in value and "outputs" in value else None
+        touches = any(name.split("::")[-1] in str(operator).split(".") for name in _TOUCHES_FILES)
+        if operator is not None and (touches or not _OPERATOR.fullmatch(str(operator))):
+            found[str(operator)[:60]] = "it is no operator that computes"
         for inner, item in value.items():
             if inner == "use_pickle" and item:
                 found["pickled constants"] = "torch.export.load unpickles them without a check"
+            if inner == "path_name" and not re.fullmatch(r"(weight|tensor)_\d+", str(item)):
+                found[str(item)[:60]] = "it is no plain tensor"
             if inner == "guards_code" and item:
                 found["guards"] = "Python code that torch.export.load runs, for dynamic shapes"
             if inner != "metadata":

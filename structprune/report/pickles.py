@@ -23,7 +23,8 @@ from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 _MODULE_HOMES = (
     "torch.nn.modules",
     "torch.ao.nn",
-    "torch.ao.quantization",
+    "torch.ao.quantization.stubs",
+    "torch.ao.quantization.observer",
     "torchvision.models",
     "torchvision.ops",
     "torchvision.transforms",
@@ -204,7 +205,14 @@ class _Machine:
             self._check_wrapped(arguments)
         elif name not in _CALLABLE and name not in _torch_allows() and name not in self._extra:
             self._refuse(name, "the file would call it; saved modules are made without calling their class")
+        elif not isinstance(arguments, tuple) or any(not self._may_be_passed(a) for a in arguments):
+            # Some of torch's functions call what they are given.
+            self._refuse(name, "it is called in a way that torch.save does not use")
         return _Made(name)
+
+    def _may_be_passed(self, argument: Any) -> bool:
+        """Whether a function may be given this: no class or function but those that torch gives its own."""
+        return not isinstance(argument, _Global) or argument.name in _torch_allows() or argument.name in self._extra
 
     def _check_wrapped(self, arguments: Any) -> None:
         """A partial is a call that is kept for later: of a layer or an activation, and of nothing else."""
@@ -244,7 +252,8 @@ def _module_class(name: str) -> Any:
         return None
     target = _resolve(name)
     is_module = isinstance(target, type) and issubclass(target, nn.Module) and target.__module__ == module
-    return target if is_module else None
+    # These compile code that they carry along.
+    return target if is_module and not issubclass(target, (torch.fx.GraphModule, torch.jit.ScriptModule)) else None
 
 
 def _resolve(name: str) -> Any:
