@@ -288,6 +288,13 @@ def test_errors() -> None:
         count_flops(nn.Sequential(nn.LazyLinear(3)), torch.randn(2, 3))
 
 
+def test_a_backward_that_cannot_be_followed_is_no_silent_forward() -> None:
+    with torch.inference_mode():
+        assert count_flops(nn.Linear(4, 4), torch.ones(2, 4), training=True).macs == 2 * 32
+    with pytest.raises(structprune.InputError, match="no tensor among its outputs depends on its parameters"):
+        count_flops(torch.jit.script(nn.Linear(4, 4)), torch.ones(2, 4), training=True)
+
+
 def test_several_calls_add_up_and_callables_run() -> None:
     layer = nn.Linear(16, 4)
     assert count_flops(layer, [S, S]).macs == 2 * count_flops(layer, S).macs

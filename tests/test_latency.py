@@ -126,6 +126,41 @@ def test_nothing_is_left_behind() -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_a_forward_that_writes_changes_its_own_copy_only() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.ReLU(inplace=True)
+            self.register_buffer("calls", torch.zeros(1))
+            self.extra = torch.zeros(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            self.extra += 1
+            return self.first(x)
+
+    model, x = Writes(), torch.tensor([[-1.0, 2.0]])
+    measure_latency(model, x, min_seconds=0.02)
+    assert (float(model.calls), float(model.extra), x.tolist()) == (0, 0, [[-1, 2]])
+
+
+def test_batch_size_of_nested_inputs() -> None:
+    class Nested(nn.Module):
+        def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            return inputs["x"] * 2
+
+    assert measure_latency(Nested(), ({"x": torch.ones(2, 3)},), batch_size=8, min_seconds=0.02).batch_size == 8
+    with pytest.raises(OptionError, match="no first dimension in common"):
+        measure_latency(nn.Bilinear(2, 2, 2), (torch.ones(5, 2), torch.ones(2, 2)), batch_size=8)
+
+
+def test_models_without_a_mac_are_compared() -> None:
+    comparison = compare(nn.ReLU(), Sleeps(nn.ReLU(), 0.005), X, min_seconds=0.1, device="cpu")
+    assert "promise" not in comparison.verdict
+    assert comparison.causes == ()
+    assert '"theoretical_speedup": null' in comparison.to_json()
+
+
 def test_inputs_are_inferred_and_not_zeros() -> None:
     seen: list[torch.Tensor] = []
 

@@ -407,16 +407,114 @@ def test_trust_does_what_the_file_says(tmp_path: Path, capsys: pytest.CaptureFix
     assert marker.exists()
 
 
-def test_torchscript_that_writes_files_is_refused(tmp_path: Path) -> None:
-    class Writes(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            torch.save(x, "out.pt")
-            return x
+class Writes(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.save(x, "written_by_script.pt")
+        return x
 
+
+class WritesInFork(Writes):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.jit.wait(torch.jit.fork(_saved_and_returned, x))
+
+
+class WritesWhenLoaded(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return torch.zeros(1), self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        torch.save(state[0], "written_by_script.pt")
+        self.training = state[1]
+
+
+def _saved_and_returned(x: torch.Tensor) -> torch.Tensor:
+    torch.save(x, "written_by_script.pt")
+    return x
+
+
+@pytest.mark.parametrize("kind", [Writes, WritesInFork, WritesWhenLoaded])
+def test_torchscript_that_writes_files_is_refused(
+    kind: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "script.pt"
-    torch.jit.script(Writes()).save(str(path))
-    with pytest.raises(FileError, match="aten::save: it reads or writes files"):
+    torch.jit.script(kind()).save(str(path))
+    with pytest.raises(FileError, match="it reads or writes files"):
         load_model(path, None, Trust())
+    assert not (tmp_path / "written_by_script.pt").exists()
+
+
+def test_code_beside_the_file_does_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(vision.torchvision().models.resnet18(), path)
+    (tmp_path / "torchvision.py").write_text("open('ran', 'w')")
+    (tmp_path / "timm.py").write_text("open('ran', 'w')")
+    done = subprocess.run(
+        [sys.executable, "-c", f"from structprune.report.cli import main; main([{str(path)!r}, '--no-latency'])"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    # Without torchvision's declared operators it may not import; what lies beside the file must not in its place.
+    assert not (tmp_path / "ran").exists(), done.stderr
+
+
+def test_a_refusal_cannot_control_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02cmine.\x1b[2Jx;touch y\nNet\n)\x81.")
+        archive.writestr("model/version", "3\n")
+    code, _, err = run(capsys, path, *QUICK)
+    assert (code, "\x1b" in err, "--allow" in err) == (2, False, False)
+
+
+def test_a_forward_that_is_replaced_is_refused(tmp_path: Path) -> None:
+    model, path = nn.Identity(), tmp_path / "model.pt"
+    model.__dict__["forward"] = nn.Linear
+    torch.save(model, path)
+    with pytest.raises(FileError, match="forward: the file would put something of its own in its place"):
+        load_model(path, None, Trust())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--demo", "x.pt"], "give a model file or --demo, not both"),
+        (["--demo", "--compare", "x.pt", "--html", "x.html"], "--compare measures two files and writes no page"),
+        (["--demo", "--input", "1,3,4,4", "--input-size", "3,4,4"], "give --input or --input-size, not both"),
+    ],
+)
+def test_options_that_exclude_each_other(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_targets_are_checked_before_the_work(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for target in (tmp_path, tmp_path / "none" / "x"):
+        code, out, err = run(capsys, "--demo", option, target)
+        assert (code, out) == (2, "")
+        assert f"{option} " in err
+
+
+def test_damaged_files_and_odd_names_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "d[" / "b]:x:.pt"
+    path.parent.mkdir()
+    torch.save(plain(), path)
+    code, out, _ = run(capsys, path, "--input-size", "3,32,32", *QUICK)
+    assert (code, str(path) in out.replace("\n", "")) == (0, True)
+    data = bytearray(path.read_bytes())
+    data[100:160] = bytes(60)
+    path.write_bytes(data)
+    code, _, err = run(capsys, path, "--input-size", "3,32,32", *QUICK)
+    assert (code, "cannot be read" in err or "was not opened" in err) == (2, True)
 
 
 def _repacked(source: Path, target: Path, change: Callable[[str, bytes], bytes]) -> None:
@@ -425,16 +523,16 @@ def _repacked(source: Path, target: Path, change: Callable[[str, bytes], bytes])
             new.writestr(name, change(name, old.read(name)))
 
 
-@pytest.mark.parametrize("kind", ["expression", "guard", "name", "target", "file", "inputs", "flag"])
+@pytest.mark.parametrize("kind", ["expression", "chr", "guard", "name", "target", "file", "inputs", "legacy", "flag"])
 def test_hostile_exports_run_nothing(kind: str, tmp_path: Path) -> None:
     good, bad, marker = tmp_path / "good.pt2", tmp_path / "bad.pt2", tmp_path / "marker"
     torch.export.save(torch.export.export(plain().eval(), (torch.randn(1, 3, 32, 32),)), good)
     code = f"__import__('os').system('{_marker(marker)}')"
 
     def change(name: str, data: bytes) -> bytes:
-        if kind == "inputs" and "sample_inputs" in name:
+        if kind in ("inputs", "legacy") and "sample_inputs" in name:
             out = io.BytesIO()
-            torch.save(Calls(os.system, _marker(marker)), out)
+            torch.save(Calls(os.system, _marker(marker)), out, _use_new_zipfile_serialization=kind == "inputs")
             return out.getvalue()
         if name.endswith("weights_config.json") and kind == "flag":
             return data.replace(b'"use_pickle": false', b'"use_pickle": true')
@@ -443,6 +541,9 @@ def test_hostile_exports_run_nothing(kind: str, tmp_path: Path) -> None:
         document = json.loads(data)
         if kind == "expression":
             document["range_constraints"] = {"s0": {"expr_str": code}}
+        if kind == "chr":
+            hidden = "+".join(f"chr({ord(c)})" for c in code)
+            document["range_constraints"] = {"s0": {"expr_str": f"exec({hidden})"}}
         if kind == "guard":
             document["guards_code"] = [code]
         if kind == "target":
@@ -454,7 +555,7 @@ def test_hostile_exports_run_nothing(kind: str, tmp_path: Path) -> None:
         return json.dumps(document).encode()
 
     _repacked(good, bad, change)
-    with pytest.raises(FileError, match="was not opened"):
+    with pytest.raises(FileError, match=r"was not opened|cannot be read"):
         load_model(bad, None, Trust())
     assert not marker.exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ class Comparison:
         ratios: Seconds of the dense over those of the pruned model, by round.
         speedup: The median of the ratios.
         speedup_interval: A 95 % interval of it, by bootstrap.
-        theoretical_speedup: The ratio of the MACs.
+        theoretical_speedup: The ratio of the MACs, NaN (``null`` in JSON) where one of the models has none.
         causes: Why the measured speed-up falls short of the theoretical one, the likeliest first; empty
             where it does not.
         stages: Where MACs and time are, part by part.
@@ -83,14 +84,16 @@ class Comparison:
         if low <= 1 <= high:
             return f"No measurable difference in latency ({self.speedup:.2f}, 95 % interval {low:.2f} to {high:.2f})."
         change = f"{self.speedup:.2f} times as fast" if self.speedup > 1 else f"{1 / self.speedup:.2f} times slower"
-        return (
-            f"{change[0].upper()}{change[1:]} (95 % interval of the speed-up {low:.2f} to {high:.2f}), "
-            f"where the MACs promise {self.theoretical_speedup:.2f}."
+        promised = (
+            "" if math.isnan(self.theoretical_speedup) else f", where the MACs promise {self.theoretical_speedup:.2f}"
         )
+        return f"{change[0].upper()}{change[1:]} (95 % interval of the speed-up {low:.2f} to {high:.2f}){promised}."
 
     def to_json(self) -> str:
         """All numbers as JSON; seconds and bytes."""
-        return json.dumps({**asdict(self), "verdict": self.verdict}, indent=1)
+        theoretical = None if math.isnan(self.theoretical_speedup) else self.theoretical_speedup
+        document = {**asdict(self), "theoretical_speedup": theoretical, "verdict": self.verdict}
+        return json.dumps(document, indent=1)
 
     def table(self) -> Table:
         """The comparison as a rich table."""
@@ -188,7 +191,8 @@ def compare(
     samples, busy = in_turn(runners)
     ratios = np.asarray(samples[0]) / np.asarray(samples[1])
     interval = bootstrap_interval(ratios)
-    theoretical = counts[0].macs / counts[1].macs if counts[1].macs else 1.0
+    countable = bool(counts[0].macs and counts[1].macs)
+    theoretical = counts[0].macs / counts[1].macs if countable else math.nan
     short = not busy and interval[1] < _FALLS_SHORT * theoretical
     return Comparison(
         dense=_measured(runners[0], counts[0], samples[0], busy),

@@ -143,7 +143,9 @@ def counted(model: nn.Module, example_inputs: Any = None, *, training: bool = Fa
     refused: list[str] = []
     for calls in [read_inputs(example_inputs)] if given else infer_inputs(model):
         try:
-            return _count(model, calls, training), calls
+            # Called under inference mode there would be no backward to count.
+            with torch.inference_mode(False):
+                return _count(model, calls, training), calls
         except (ModelError, InputError):
             raise
         except Exception as error:
@@ -175,15 +177,22 @@ def _count(model: nn.Module, calls: Invocations, training: bool) -> FlopCount:
     ):
         for call in on_meta:
             mode.hold([leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, torch.Tensor)])
-            _backward(call(replica)) if training else call(replica)
+            out = call(replica)
+            if training:
+                _backward(out, replica)
     return _summed(replica, mode, training, ", ".join(map(str, calls)))
 
 
-def _backward(out: Any) -> None:
+def _backward(out: Any, replica: nn.Module) -> None:
     """The backward of a loss that reads every floating-point output."""
     ends = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.requires_grad]
     if ends:
         torch.autograd.backward(ends, [torch.ones_like(t) for t in ends])
+    elif isinstance(replica, torch.jit.ScriptModule) or any(p.requires_grad for p in replica.parameters()):
+        raise InputError(
+            f"The backward of {type(replica).__name__} cannot be counted: no tensor among its outputs depends on its "
+            "parameters. Give the Python module, and example_inputs as a callable that returns the tensors."
+        )
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 from typing_extensions import TypedDict
 
@@ -167,7 +168,8 @@ def _copy(model: nn.Module, setting: Setting) -> nn.Module:
     def placed(tensor: torch.Tensor) -> torch.Tensor:
         dtype = setting.dtype if tensor.is_floating_point() else None
         moved = tensor.detach().to(setting.device, dtype)
-        return _laid_out(moved, setting)
+        # A forward may write buffers and what else a model holds; parameters it only reads.
+        return _laid_out(moved if isinstance(tensor, nn.Parameter) else moved.clone(), setting)
 
     if isinstance(model, torch.jit.ScriptModule):
         # Its tensors live in C++, where no map reaches them.
@@ -190,23 +192,26 @@ def _prepared(call: Invocation, setting: Setting) -> Invocation:
         if setting.batch_size is not None and tensor.ndim and tensor.shape[0] == batch:
             tensor = tensor[torch.arange(setting.batch_size, device=tensor.device) % batch]
         dtype = setting.dtype if tensor.is_floating_point() else None
-        return _laid_out(tensor.detach().to(setting.device, dtype), setting)
+        return _laid_out(tensor.detach().to(setting.device, dtype).clone(), setting)
 
     if call.function is not None and setting.batch_size is not None:
         raise OptionError(
             "batch_size cannot be used where example_inputs is a callable, which makes its own inputs: make them of "
             "the size that you want."
         )
+    if setting.batch_size is not None and not batch:
+        raise OptionError(
+            f"batch_size={setting.batch_size} cannot be made of the example inputs {call}: their tensors have no first "
+            "dimension in common, or it is 0. Give example inputs with the batch that you want."
+        )
     return call.mapped(convert)
 
 
 def _batch_of(calls: Invocations) -> int | None:
-    """The first dimension of the first tensor argument."""
-    for call in calls:
-        for value in (*call.args, *call.kwargs.values()):
-            if isinstance(value, torch.Tensor) and value.ndim:
-                return int(value.shape[0])
-    return None
+    """The first dimension of all tensor arguments, if it is one."""
+    leaves = [leaf for call in calls for leaf in tree_leaves((call.args, call.kwargs))]
+    sizes = {int(t.shape[0]) for t in leaves if isinstance(t, torch.Tensor) and t.ndim}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _captured(run: Callable[[], Any]) -> Callable[[], Any]:

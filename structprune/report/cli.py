@@ -41,11 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if not given.demo and given.model is None:
         parser.error("give a model file, or --demo for the built-in ResNet-50")
+    if given.compare is not None and (given.html is not None or given.no_latency):
+        parser.error("--compare measures two files and writes no page: leave --html and --no-latency out")
+    if given.demo and given.model is not None:
+        parser.error("give a model file or --demo, not both")
+    if given.input and given.input_size:
+        parser.error("give --input or --input-size, not both")
     # JSON on stdout must be all that is there.
     console = console_for(quiet=given.quiet or given.json == "-")
     errors = console_for(quiet=False, stderr=True)
     try:
-        _check_page(given.html)
+        _check_targets(given)
         with warnings.catch_warnings():
             # torch's own notices are for programmers, and land in the middle of a table.
             warnings.simplefilter("ignore")
@@ -53,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StructPruneError as error:
         errors.print(f"structprune-report: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         return WRONG
+    except KeyboardInterrupt:
+        errors.print("structprune-report: interrupted before anything was known")
+        return INTERRUPTED
 
 
 def _run(given: argparse.Namespace, console: Console, errors: Console) -> int:
@@ -129,16 +138,20 @@ def _compare(
     batch_sizes = given.batch_size or [None]
     progress.steps = len(batch_sizes)
     compared = []
-    for batch_size in batch_sizes:
-        progress.step(f"measuring both{'' if batch_size is None else f', batch of {batch_size}'}")
-        options: LatencyOptions = {**_options(given), "batch_size": batch_size}
-        compared.append(structprune.compare(loaded.model, pruned.model, example_inputs, **options))
+    interrupted = False
+    try:
+        for batch_size in batch_sizes:
+            progress.step(f"measuring both{'' if batch_size is None else f', batch of {batch_size}'}")
+            options: LatencyOptions = {**_options(given), "batch_size": batch_size}
+            compared.append(structprune.compare(loaded.model, pruned.model, example_inputs, **options))
+    except KeyboardInterrupt:
+        interrupted = True
     for comparison in compared:
         show_comparison(comparison, console)
     if given.json:
         text = ",\n".join(comparison.to_json() for comparison in compared)
         _put(given.json, f'{{"comparisons": [{text}]}}')
-    return DONE
+    return INTERRUPTED if interrupted else DONE
 
 
 def _write(report: Report, given: argparse.Namespace) -> None:
@@ -157,17 +170,21 @@ def _put(target: str, text: str) -> None:
         Path(target).write_text(text + "\n", encoding="utf-8")
 
 
-def _check_page(target: Path | None) -> None:
-    """Say before the work, not after it, that a page cannot be made."""
-    if target is None:
+def _check_targets(given: argparse.Namespace) -> None:
+    """Say before the work, not after it, that something cannot be written."""
+    for option, target in (("--json", given.json), ("--html", given.html)):
+        path = Path(target) if target is not None and target != "-" else None
+        if path is not None and (path.is_dir() or not str(target)):
+            raise FileError(f"{option} {target}: expected the name of a file.")
+        if path is not None and not path.parent.is_dir():
+            raise FileError(f"{option} {target}: there is no folder {path.parent}.")
+    if given.html is None:
         return
     try:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise FileError(f"--html needs {error.name}: pip install 'structprune[html]'") from error
-    if not target.parent.is_dir():
-        raise FileError(f"--html {target}: there is no folder {target.parent}.")
 
 
 class _Progress:

@@ -25,6 +25,7 @@ from structprune.report.pickles import allowed_objects, read_pickle
 _TOUCHES_FILES = frozenset(("aten::save", "aten::from_file"))
 # What an exported program may call: operators, and arithmetic on sizes. torch would take any path that starts
 # with "torch.", and from there everything can be reached.
+_TOUCHING_TEXT = re.compile(rb"\b(save|from_file)\b")
 _OPERATOR = re.compile(
     r"torch\.ops\.(aten|prim|prims|torchvision|higher_order|quantized_decomposed)\.\w+(\.\w+)?"
     r"|torch\.sym_\w+|math\.\w+"
@@ -36,7 +37,7 @@ _EXPORT_MEMBER = re.compile(
     r"|\.storage_alignment"
 )
 _NAME = re.compile(r"[\w.:\-]*")
-_EXPRESSION = re.compile(r"[\w\s+\-*/()<>=,.]*")
+_EXPRESSION = re.compile(r"-?\d+|[su]\d+|True|False")
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network")
 
 
@@ -76,13 +77,22 @@ def load_model(path: Path, architecture: str | None, trust: Trust) -> Loaded:
     """Open a model file.
 
     Raises:
-        FileError: There is no such file, it is of no known kind, or opening it would run code.
+        FileError: There is no such file, it is of no known kind, it is damaged, or opening it would run code.
     """
+    try:
+        return _load(path, architecture, trust)
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError(f"{path}: cannot be read ({type(error).__name__}: {_first_line(error)}).") from error
+
+
+def _load(path: Path, architecture: str | None, trust: Trust) -> Loaded:
     if not path.is_file():
         raise FileError(f"{path}: no such file.")
     if path.suffix == ".safetensors":
         return _with_architecture(_read_safetensors(path), architecture, path)
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         return _load_other(path, architecture, trust)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -95,6 +105,12 @@ def load_model(path: Path, architecture: str | None, trust: Trust) -> Loaded:
     if "data.pkl" in inner:
         return _load_saved(path, architecture, trust)
     raise FileError(f"{path}: an archive that is no saved module, no exported program, no TorchScript.")
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether torch would take it for one: it looks at the head, zipfile at the tail."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04" and zipfile.is_zipfile(path)
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
@@ -132,7 +148,7 @@ def build(architecture: str) -> nn.Module:
 def _own(home: str, name: str) -> Callable[[], Any]:
     # A command's path does not hold the directory that the user is in; theirs is the code that is asked for.
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())
     found: Callable[[], Any] = getattr(importlib.import_module(home), name)
     return found
 
@@ -161,10 +177,15 @@ def _load_saved(path: Path, architecture: str | None, trust: Trust) -> Loaded:
 
 
 def _refusal(path: Path, refused: Mapping[str, str]) -> str:
-    listed = "\n".join(f"  {name}: {reason}" for name, reason in refused.items())
+    # A name is the file's own text: it may hold what a terminal would obey.
+    listed = "\n".join(f"  {name.encode('unicode_escape').decode()}: {reason}" for name, reason in refused.items())
     # What Python itself brings reaches everything; what a script defined cannot be imported from anywhere.
     closed = {"__main__", *sys.stdlib_module_names}
-    names = [name for name in refused if "." in name and " " not in name and name.split(".")[0] not in closed]
+    names = [
+        name
+        for name in refused
+        if "." in name and all(part.isidentifier() for part in name.split(".")) and name.split(".")[0] not in closed
+    ]
     allow = f"allow what you know: {' '.join(f'--allow {name}' for name in names)}\n  or " if names else ""
     return (
         f"{path} was not opened: reading it would run code that it names.\n{listed}\n"
@@ -229,6 +250,11 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _load_script(path: Path, trust: Trust) -> Loaded:
     """TorchScript is a language of its own, without Python; some of its operators reach files."""
+    # Loading runs __setstate__ already, so its text is read before.
+    with zipfile.ZipFile(path) as archive:
+        texts = [archive.read(name) for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
+    if any(_TOUCHING_TEXT.search(text) for text in texts) and not trust.everything:
+        raise FileError(_refusal(path, {"TorchScript that saves": "it reads or writes files"}))
     try:
         script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
@@ -257,7 +283,7 @@ def _load_exported(path: Path, trust: Trust) -> Loaded:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.load(str(path))
+            program = torch.export.load(str(path) if trust.everything else _repacked(path))
             model = program.module()
         except Exception as error:
             raise FileError(f"{path}: cannot be read as an exported program ({_first_line(error)}).") from error
@@ -265,6 +291,22 @@ def _load_exported(path: Path, trust: Trust) -> Loaded:
     if kwargs:
         return Loaded(model, (lambda m: m(*args, **kwargs)) if args else dict(kwargs), "exported program")
     return Loaded(model, tuple(args) or None, "exported program")
+
+
+def _repacked(path: Path) -> io.BytesIO:
+    """What was checked and nothing else, so that torch reads the same; inputs are loaded and saved anew."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if "/data/sample_inputs/" in name:
+                inputs = torch.load(io.BytesIO(data), weights_only=True)
+                buffer = io.BytesIO()
+                torch.save(inputs, buffer)
+                data = buffer.getvalue()
+            new.writestr(name, data)
+    out.seek(0)
+    return out
 
 
 def _refused_in_export(path: Path) -> dict[str, str]:

@@ -86,7 +86,7 @@ def _stages(result: RatioResult, *, seconds: bool) -> Markup:
         (0.2, _SECOND, "pruned", [(s.pruned_seconds or 0) * 1e3 if seconds else s.pruned_macs / 1e6 for s in stages]),
     ):
         axes.barh([i + offset for i in range(len(stages))], values, 0.36, color=colour, label=name)
-    axes.set_yticks(range(len(stages)), [stage.name for stage in stages])
+    axes.set_yticks(range(len(stages)), [stage.name.replace("$", r"\$") for stage in stages])
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds a forward" if seconds else "millions of MACs")
     axes.legend(frameon=False, labelcolor=_INK)

@@ -100,6 +100,8 @@ def allowed_objects(names: dict[str, None], extra: frozenset[str]) -> list[Allow
     found: list[Allowed] = []
     for name in names:
         if name not in known:
+            if name in extra:
+                _look_here()
             target = _resolve(name) if name in _HELPERS or name in extra else _module_class(name)
             if target is not None:
                 found.append((target, name))
@@ -143,7 +145,7 @@ class _Machine:
             stack.append(self._call(function, arguments))
         elif name == "NEWOBJ":
             arguments, cls = stack.pop(), stack.pop()
-            if not isinstance(cls, _Global) or (arguments and cls.name not in self._extra):
+            if not isinstance(cls, _Global) or (arguments != () and cls.name not in self._extra):
                 self._refuse(getattr(cls, "name", "an object"), "it is made in a way that torch.save does not use")
             stack.append(_Made(getattr(cls, "name", "")))
         elif name == "BUILD":
@@ -158,10 +160,17 @@ class _Machine:
             self._memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self._memo[argument])
-        elif name in ("APPEND", "SETITEM"):
-            del stack[-1 if name == "APPEND" else -2 :]
-        elif name in ("APPENDS", "SETITEMS"):
+        elif name == "APPEND":
+            stack.pop()
+        elif name == "APPENDS":
             self._pop_mark()
+        elif name == "SETITEM":
+            self._check_items(stack[-2:])
+            del stack[-2:]
+        elif name == "SETITEMS":
+            self._check_items(self._pop_mark())
+        elif name == "BINUNICODE":
+            stack.append(argument)
         elif name == "MARK":
             self._marks.append(self._stack)
             self._stack = []
@@ -214,6 +223,13 @@ class _Machine:
         """Whether a function may be given this: no class or function but those that torch gives its own."""
         return not isinstance(argument, _Global) or argument.name in _torch_allows() or argument.name in self._extra
 
+    def _check_items(self, items: list[Any]) -> None:
+        """A module's state may not put anything in the place of what Python or PyTorch call by name."""
+        for key, value in zip(items[::2], items[1::2], strict=False):
+            called = isinstance(key, str) and (key == "forward" or (key.startswith("__") and key.endswith("__")))
+            if called and isinstance(value, (_Global, _Made)):
+                self._refuse(str(key), "the file would put something of its own in its place")
+
     def _check_wrapped(self, arguments: Any) -> None:
         """A partial is a call that is kept for later: of a layer or an activation, and of nothing else."""
         wrapped = arguments[0] if isinstance(arguments, tuple) and arguments else None
@@ -225,7 +241,7 @@ class _Machine:
 
 
 _PLAIN = frozenset(
-    "NONE NEWTRUE NEWFALSE EMPTY_LIST EMPTY_DICT EMPTY_SET BININT BININT1 BININT2 BINFLOAT BINUNICODE SHORT_BINSTRING "
+    "NONE NEWTRUE NEWFALSE EMPTY_LIST EMPTY_DICT EMPTY_SET BININT BININT1 BININT2 BINFLOAT SHORT_BINSTRING "
     "LONG1".split()
 )
 
@@ -256,12 +272,15 @@ def _module_class(name: str) -> Any:
     return target if is_module and not issubclass(target, (torch.fx.GraphModule, torch.jit.ScriptModule)) else None
 
 
+def _look_here() -> None:
+    """Find the user's own modules in the directory that they are in, behind everything that is installed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def _resolve(name: str) -> Any:
     """The object of that name, ``None`` where there is none."""
     module, _, attribute = name.rpartition(".")
-    # A command's path does not hold the directory that the user is in; theirs are the classes they let through.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute, None)
     except ImportError:

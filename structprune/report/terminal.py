@@ -141,5 +141,5 @@ def _by_reason(frozen: dict[str, str]) -> dict[str, list[str]]:
 
 def console_for(*, quiet: bool, stderr: bool = False) -> Console:
     """A console, silent if the user wants it so."""
-    options: dict[str, Any] = {"stderr": stderr, "quiet": quiet, "highlight": False}
+    options: dict[str, Any] = {"stderr": stderr, "quiet": quiet, "highlight": False, "markup": False, "emoji": False}
     return Console(**options)
