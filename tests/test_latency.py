@@ -18,6 +18,7 @@ from torch import nn
 import structprune
 from structprune import Latency, OptionError, compare, measure_latency
 from structprune.measure.comparison import bootstrap_interval
+from tests.bench.comparison import Sleeps
 
 X = torch.randn(2, 3, 64, 64)
 
@@ -27,18 +28,6 @@ def net(width: int = 48) -> nn.Module:
     layers = [nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
     layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
-
-
-class Sleeps(nn.Module):
-    """A model and a pause."""
-
-    def __init__(self, model: nn.Module, seconds: float) -> None:
-        super().__init__()
-        self.model, self.seconds = model, seconds
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(self.seconds)
-        return self.model(x)
 
 
 @contextmanager

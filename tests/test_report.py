@@ -25,7 +25,7 @@ import structprune
 from structprune.report.cli import main
 from structprune.report.files import FileError, Trust, load_model
 from structprune.report.page import page
-from structprune.report.study import Prunable, RatioResult, Report, StageCost, Timing
+from structprune.report.study import Prunable, RatioResult, Report, Timing
 from tests.support import vision
 
 ROOT = Path(__file__).parents[1]
@@ -588,7 +588,9 @@ def test_archives_that_two_readers_may_see_differently_are_refused(member: str, 
 
 def a_report() -> Report:
     """A report with everything in it, and a name that would break a page which does not escape."""
-    stages = [StageCost(n, 2_000_000, 1_000_000, 0.002, 0.0015) for n in ("stem", "stages.0", "stages.1", "head")]
+    stages = [
+        structprune.Stage(n, 2_000_000, 1_000_000, 0.002, 0.0015) for n in ("stem", "stages.0", "stages.1", "head")
+    ]
     results = [
         RatioResult(
             ratio, "filter", 1000, 500, 2.0, batch, 0.01, 1.5, (1.4, 1.6), "faster", "", ["one <cause>"], list(stages)

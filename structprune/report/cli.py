@@ -18,7 +18,7 @@ import structprune
 from structprune import LatencyOptions, StructPruneError
 from structprune.report.files import FileError, Loaded, Trust, demo_model, load_model, shapes_of
 from structprune.report.study import Report, Wishes, study, verdict
-from structprune.report.terminal import console_for, show, show_comparison
+from structprune.report.terminal import console_for, show
 
 DONE, WRONG, NOTHING, INTERRUPTED = 0, 2, 3, 130
 
@@ -147,7 +147,7 @@ def _compare(
     except KeyboardInterrupt:
         interrupted = True
     for comparison in compared:
-        show_comparison(comparison, console)
+        console.print(comparison)
     if given.json:
         text = ",\n".join(comparison.to_json() for comparison in compared)
         _put(given.json, f'{{"comparisons": [{text}]}}')

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
-import json
-import os
 import re
 import sys
 import warnings
@@ -19,25 +16,11 @@ import torch
 from torch import nn
 
 from structprune import StructPruneError, demo
-from structprune.report.pickles import allowed_objects, read_pickle
+from structprune.report.exports import refused_in_export, repacked
+from structprune.report.pickles import allowed_objects, look_here, read_pickle
 
-# TorchScript operators that read or write files.
-_TOUCHES_FILES = frozenset(("aten::save", "aten::from_file"))
-# What an exported program may call: operators, and arithmetic on sizes. torch would take any path that starts
-# with "torch.", and from there everything can be reached.
-_TOUCHING_TEXT = re.compile(rb"\b(save|from_file)\b")
-_OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prim|prims|torchvision|higher_order|quantized_decomposed)\.\w+(\.\w+)?"
-    r"|torch\.sym_\w+|math\.\w+"
-    r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|not_)"
-)
-_EXPORT_MEMBER = re.compile(
-    r"models/[\w.\-]+\.json|data/(weights|constants)/((weight|tensor)_\d+|[\w.\-]+_config\.json)"
-    r"|data/sample_inputs/[\w.\-]+\.pt|archive_(format|version)|version|byteorder|\.data/\w+|\.format_version"
-    r"|\.storage_alignment"
-)
-_NAME = re.compile(r"[\w.:\-]*")
-_EXPRESSION = re.compile(r"-?\d+|[su]\d+|True|False")
+# What TorchScript calls to read or write files, as it stands in the code of an archive.
+_TOUCHES_FILES = re.compile(rb"\b(save|from_file)\b")
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network")
 
 
@@ -146,9 +129,7 @@ def build(architecture: str) -> nn.Module:
 
 
 def _own(home: str, name: str) -> Callable[[], Any]:
-    # A command's path does not hold the directory that the user is in; theirs is the code that is asked for.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    look_here()
     found: Callable[[], Any] = getattr(importlib.import_module(home), name)
     return found
 
@@ -250,40 +231,28 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _load_script(path: Path, trust: Trust) -> Loaded:
     """TorchScript is a language of its own, without Python; some of its operators reach files."""
-    # Loading runs __setstate__ already, so its text is read before.
+    # Loading runs __setstate__ already, and forks hide in a graph: the text of all methods is read before.
     with zipfile.ZipFile(path) as archive:
         texts = [archive.read(name) for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
-    if any(_TOUCHING_TEXT.search(text) for text in texts) and not trust.everything:
+    if any(_TOUCHES_FILES.search(text) for text in texts) and not trust.everything:
         raise FileError(_refusal(path, {"TorchScript that saves": "it reads or writes files"}))
     try:
         script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
         raise FileError(f"{path}: cannot be read as TorchScript ({_first_line(error)}).") from error
-    used = {node.kind() for node in _nodes(script.inlined_graph)} & _TOUCHES_FILES
-    if used and not trust.everything:
-        raise FileError(_refusal(path, dict.fromkeys(used, "it reads or writes files")))
     return Loaded(script, None, "TorchScript")
-
-
-def _nodes(graph: Any) -> list[Any]:
-    found = []
-    for node in graph.nodes():
-        found.append(node)
-        for block in node.blocks():
-            found += _nodes(block)
-    return found
 
 
 def _load_exported(path: Path, trust: Trust) -> Loaded:
     """A ``torch.export`` archive: torch itself would evaluate expressions in it and unpickle the rest."""
     if not trust.everything:
-        refused = _refused_in_export(path)
+        refused = refused_in_export(path)
         if refused:
             raise FileError(_refusal(path, refused))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.load(str(path) if trust.everything else _repacked(path))
+            program = torch.export.load(str(path) if trust.everything else repacked(path))
             model = program.module()
         except Exception as error:
             raise FileError(f"{path}: cannot be read as an exported program ({_first_line(error)}).") from error
@@ -291,80 +260,6 @@ def _load_exported(path: Path, trust: Trust) -> Loaded:
     if kwargs:
         return Loaded(model, (lambda m: m(*args, **kwargs)) if args else dict(kwargs), "exported program")
     return Loaded(model, tuple(args) or None, "exported program")
-
-
-def _repacked(path: Path) -> io.BytesIO:
-    """What was checked and nothing else, so that torch reads the same; inputs are loaded and saved anew."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
-        for name in old.namelist():
-            data = old.read(name)
-            if "/data/sample_inputs/" in name:
-                inputs = torch.load(io.BytesIO(data), weights_only=True)
-                buffer = io.BytesIO()
-                torch.save(inputs, buffer)
-                data = buffer.getvalue()
-            new.writestr(name, data)
-    out.seek(0)
-    return out
-
-
-def _refused_in_export(path: Path) -> dict[str, str]:
-    """What in an exported program is more than names, numbers and plain tensors."""
-    refused: dict[str, str] = {}
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            data = archive.read(name)
-            if not _EXPORT_MEMBER.fullmatch(name.split("/", 1)[-1]):
-                refused[name] = "it is no part of a plain exported program (compiled code, or a pickled object)"
-            if name.endswith(".json"):
-                refused.update(_refused_in_json(json.loads(data)))
-            elif name.endswith((".pt", ".pth")) or data[:2] == b"\x80\x02":
-                refused.update(_refused_in_record(data))
-    return refused
-
-
-def _refused_in_record(data: bytes) -> dict[str, str]:
-    pickled = [data]
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        with zipfile.ZipFile(io.BytesIO(data)) as inner:
-            pickled = [inner.read(n) for n in inner.namelist() if n.endswith(".pkl")]
-    found: dict[str, str] = {}
-    for one in pickled:
-        reading = read_pickle(one)
-        found.update(reading.refused)
-        found.update({name: "exported programs hold tensors only" for name in reading.names if not _is_torch(name)})
-    return found
-
-
-def _is_torch(name: str) -> bool:
-    return name.startswith(("torch.", "collections."))
-
-
-def _refused_in_json(value: Any, key: str = "") -> dict[str, str]:
-    if isinstance(value, dict):
-        found: dict[str, str] = {}
-        operator = value.get("target") if "inputs" in value and "outputs" in value else None
-        touches = any(name.split("::")[-1] in str(operator).split(".") for name in _TOUCHES_FILES)
-        if operator is not None and (touches or not _OPERATOR.fullmatch(str(operator))):
-            found[str(operator)[:60]] = "it is no operator that computes"
-        for inner, item in value.items():
-            if inner == "use_pickle" and item:
-                found["pickled constants"] = "torch.export.load unpickles them without a check"
-            if inner == "path_name" and not re.fullmatch(r"(weight|tensor)_\d+", str(item)):
-                found[str(item)[:60]] = "it is no plain tensor"
-            if inner == "guards_code" and item:
-                found["guards"] = "Python code that torch.export.load runs, for dynamic shapes"
-            if inner != "metadata":
-                found.update(_refused_in_json(item, inner))
-        return found
-    if isinstance(value, list):
-        return {k: v for item in value for k, v in _refused_in_json(item, key).items()}
-    if isinstance(value, str):
-        pattern = _EXPRESSION if "expr" in key else _NAME if key in ("name", "target", "arg", "as_name") else None
-        if pattern is not None and (not pattern.fullmatch(value) or ("__" in value and "expr" in key)):
-            return {repr(value[:60]): f"no plain {'expression' if 'expr' in key else 'name'}"}
-    return {}
 
 
 def _load_other(path: Path, architecture: str | None, trust: Trust) -> Loaded:

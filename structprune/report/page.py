@@ -13,7 +13,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from structprune.report.study import RatioResult, Report, StageCost
+from structprune import Stage
+from structprune.report.study import RatioResult, Report
 from structprune.report.terminal import milliseconds, scaled
 
 # The plots are drawn in these colours; the page puts its own in their place, so that they follow its mode.
@@ -79,7 +80,7 @@ def _over_ratio(report: Report, batch_sizes: Sequence[int | None]) -> Markup:
 
 
 def _stages(result: RatioResult, *, seconds: bool) -> Markup:
-    stages: list[StageCost] = result.stages
+    stages: list[Stage] = result.stages
     figure, axes = _drawing(rows=len(stages))
     for offset, colour, name, values in (
         (-0.2, _FIRST, "dense", [(s.dense_seconds or 0) * 1e3 if seconds else s.dense_macs / 1e6 for s in stages]),

@@ -101,7 +101,7 @@ def allowed_objects(names: dict[str, None], extra: frozenset[str]) -> list[Allow
     for name in names:
         if name not in known:
             if name in extra:
-                _look_here()
+                look_here()
             target = _resolve(name) if name in _HELPERS or name in extra else _module_class(name)
             if target is not None:
                 found.append((target, name))
@@ -272,7 +272,7 @@ def _module_class(name: str) -> Any:
     return target if is_module and not issubclass(target, (torch.fx.GraphModule, torch.jit.ScriptModule)) else None
 
 
-def _look_here() -> None:
+def look_here() -> None:
     """Find the user's own modules in the directory that they are in, behind everything that is installed."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

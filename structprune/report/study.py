@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import structprune
-from structprune import Comparison, Latency, LatencyOptions, NothingToPruneError, Plan, StructPruneError
+from structprune import Comparison, Latency, LatencyOptions, NothingToPruneError, Plan, Stage, StructPruneError
 
 SCHEMA = 1
 _TOP_MODULES = 8
@@ -44,17 +44,6 @@ class Timing:
 
 
 @dataclass
-class StageCost:
-    """MACs and seconds of one part in the dense and in the pruned model."""
-
-    name: str
-    dense_macs: int
-    pruned_macs: int
-    dense_seconds: float | None
-    pruned_seconds: float | None
-
-
-@dataclass
 class RatioResult:
     """What one ratio gives, for one batch size.
 
@@ -74,7 +63,7 @@ class RatioResult:
     verdict: str = ""
     busy: str = ""
     causes: list[str] = field(default_factory=list)
-    stages: list[StageCost] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
 
 
 @dataclass
@@ -178,9 +167,7 @@ def add(result: RatioResult, comparison: Comparison) -> None:
     result.theoretical_speedup = comparison.theoretical_speedup
     result.speedup, result.speedup_interval = comparison.speedup, comparison.speedup_interval
     result.verdict, result.busy, result.causes = comparison.verdict, comparison.busy, list(comparison.causes)
-    result.stages = [
-        StageCost(s.name, s.dense_macs, s.pruned_macs, s.dense_seconds, s.pruned_seconds) for s in comparison.stages
-    ]
+    result.stages = list(comparison.stages)
 
 
 def _plans(

@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from structprune import Comparison
 from structprune.report.study import RatioResult, Report
 
 _MOST_FROZEN = 8
@@ -47,11 +46,6 @@ def show(report: Report, console: Console) -> None:
     _, _, details = report.nothing.partition("\n")
     if details:
         console.print(details, highlight=False, markup=False)
-
-
-def show_comparison(comparison: Comparison, console: Console) -> None:
-    """Print a comparison of two files."""
-    console.print(comparison)
 
 
 def _show_costs(report: Report, console: Console) -> None:
