@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import copyreg
+from collections import OrderedDict
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,6 +16,13 @@ from torch.overrides import TorchFunctionMode
 from structprune.errors import ModelError
 
 TensorMap = Callable[[str, torch.Tensor], torch.Tensor]
+# What ``copy.deepcopy`` returns as it is.
+_ATOMIC = frozenset((type(None), bool, int, float, complex, str, bytes, type, FunctionType, torch.dtype))
+# The methods by which a class says how it is copied.
+_COPYING = (
+    "__deepcopy__ __reduce__ __reduce_ex__ __getstate__ __setstate__ __new__ __getnewargs__ __getnewargs_ex__"
+).split()
+_PLAIN: dict[type[nn.Module], bool] = {}
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -40,7 +50,7 @@ def duplicate(model: nn.Module, tensor_map: TensorMap, loose: Callable[[torch.Te
     # ``deepcopy`` keeps the originals alive in the memo for the time of the copy.
     try:
         with torch.no_grad(), _LooseTensors(loose):
-            copied = copy.deepcopy(model, memo)
+            copied = _copied_tree(model, memo)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Pruning works on a copy: "
@@ -48,6 +58,55 @@ def duplicate(model: nn.Module, tensor_map: TensorMap, loose: Callable[[torch.Te
         ) from error
     _check_nothing_shared(model, copied)
     return copied
+
+
+def _copied_tree(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """``copy.deepcopy`` of a model, without its detour through pickle's protocol for every module.
+
+    Half of the time of a plan was spent there. Modules with a way of their own to be copied go
+    that way still.
+    """
+    shells = []
+    for module in model.modules():
+        if _is_plain(type(module)):
+            shell = memo[id(module)] = object.__new__(type(module))
+            shells.append((module, shell))
+    for module, shell in shells:
+        shell.__dict__.update({name: _copied(value, memo) for name, value in vars(module).items()})
+    copied: nn.Module = copy.deepcopy(model, memo)
+    return copied
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in _ATOMIC:
+        return value
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    if kind is dict or kind is OrderedDict:
+        made = memo[id(value)] = kind()
+        for key, item in value.items():
+            made[_copied(key, memo)] = _copied(item, memo)
+        return made
+    return copy.deepcopy(value, memo)
+
+
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Whether a class is copied by copying what its instances' ``__dict__`` holds."""
+    known = _PLAIN.get(kind)
+    if known is None:
+        owners = {name: next((b for b in kind.__mro__ if name in vars(b)), None) for name in _COPYING}
+        # torch.nn's own only fill in what files of older versions lack; a recurrent layer does more.
+        restores = owners.pop("__setstate__")
+        filled_in = restores is not None and restores.__module__.startswith("torch.nn.modules.")
+        known = _PLAIN[kind] = (
+            all(owner in (None, object, nn.Module) for owner in owners.values())
+            and (filled_in and not issubclass(kind, nn.RNNBase))
+            and kind not in copyreg.dispatch_table
+            and not any(vars(base).get("__slots__") for base in kind.__mro__)
+        )
+    return known
 
 
 def _check_nothing_shared(model: nn.Module, copied: nn.Module) -> None:
