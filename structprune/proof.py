@@ -12,18 +12,18 @@ import torch
 from torch import nn
 
 from structprune.errors import PlanError, StructPruneError
-from structprune.graph.discovery import Decisions, Discovery
+from structprune.graph.call import Effect
+from structprune.graph.discovery import Discovery
 from structprune.graph.operators import Operator
 from structprune.graph.outputs import output_tensors
-from structprune.graph.record import Record
+from structprune.graph.record import Choice, Node, Record
 from structprune.graph.session import Session, follow
-from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
+from structprune.graph.slices import Axis, Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocations
 from structprune.meta.replica import duplicate, named_tensors
 from structprune.plan.plan import Plan, plan_of
 from structprune.resolve.masking import MaskedRun, UnprovableError
 from structprune.resolve.replay import DivergenceError, Replay
-from structprune.resolve.resolution import ambiguous_readings
 from structprune.surgery.slicing import sliced
 
 TOLERANCE = 1e-9
@@ -87,14 +87,13 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
     plan = plan_of(pruned)
     _check_pair(plan, dense, pruned)
     session = Session(dense, example_inputs)
-    decisions = _readings_of(session, plan)
     calls = [call.mapped(_random_input) for call in session.examples]
     proof = Proof(False, math.nan, math.nan, reason="nothing was compared")
     for gain in _GAINS:
         random_dense = _randomised(dense, gain)
         random_pruned = _sliced_alike(pruned, random_dense, plan)
         try:
-            proof = _compare(random_dense, random_pruned, calls, plan, decisions)
+            proof = _compare(random_dense, random_pruned, calls, plan)
         except (DivergenceError, UnprovableError, _Unproved) as error:
             return Proof(False, math.nan, math.nan, reason=str(error))
         if not proof.reason.startswith(_NOT_FINITE):
@@ -116,16 +115,53 @@ def _sliced_alike(pruned: nn.Module, random_dense: nn.Module, plan: Plan) -> nn.
     return duplicate(pruned, same_slices, _doubled)
 
 
+class Planned(Discovery):
+    """A run of the dense network that reads ambiguous operators as the plan must have: so that it tears no channel."""
+
+    def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan) -> None:
+        super().__init__(space, coupling, {}, _run, training=False)
+        self._gone = np.zeros(space.size, dtype=bool)
+        for axis in space.axes:
+            self._gone[axis.ids] = ~_kept(plan, axis)
+
+    def choose(self, node: Node, question: str, readings: tuple[str, ...], effect: Effect) -> str:
+        """The first reading that couples none that goes with one that stays."""
+        taken = next((r for r in readings if self._fits(effect(r))), readings[-1])
+        node.choices[question] = Choice(readings, taken)
+        return taken
+
+    def _fits(self, effect: tuple[Ids, Ids | None] | None) -> bool:
+        if effect is None:
+            return True
+        left, right = effect
+        known = len(self._gone)  # what came later lies on no axis, and the plan says nothing of it
+        gone = self._gone[left[left < known]]
+        if right is None:
+            return not gone.any()
+        both = (left < known) & (right < known)
+        return bool((self._gone[left[both]] == self._gone[right[both]]).all())
+
+
+def _kept(plan: Plan, axis: Axis) -> Mask:
+    """The slices of an axis that stay."""
+    kept = plan.kept.get(axis.tensor, {}).get(axis.dim)
+    mask = np.ones(axis.size, dtype=bool)
+    if kept is not None:
+        mask[:] = False
+        mask[list(kept)] = True
+    return mask
+
+
 class _Unproved(Exception):
     """The comparison cannot be made; the text says why."""
 
 
-def _compare(dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan, decisions: Decisions) -> Proof:
+def _compare(dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan) -> Proof:
     space = SliceSpace()
     coupling = Coupling(space)
     labels = {name: space.add_tensor(name, t.shape) for name, t in named_tensors(dense).items()}
     try:
-        plain = follow(dense, calls, Discovery(space, coupling, decisions, _run, training=False), labels)
+        plain = follow(dense, calls, Planned(space, coupling, plan), labels)
     except StructPruneError:
         raise
     except Exception as error:
@@ -205,27 +241,10 @@ def _gone_and_torn(space: SliceSpace, roots: Ids, plan: Plan) -> tuple[Mask, Mas
     gone = np.zeros(space.size, dtype=bool)
     stays = np.zeros(space.size, dtype=bool)
     for axis in space.axes:
-        kept = plan.kept.get(axis.tensor, {}).get(axis.dim)
-        mask = np.ones(axis.size, dtype=bool)
-        if kept is not None:
-            mask[:] = False
-            mask[list(kept)] = True
+        mask = _kept(plan, axis)
         gone[roots[axis.ids[~mask]]] = True
         stays[roots[axis.ids[mask]]] = True
     return gone, gone & stays
-
-
-def _readings_of(session: Session, plan: Plan) -> Decisions:
-    """The readings of split dimensions under which the plan tears the fewest channels: none, if it is right."""
-    decisions = Decisions()
-    for key, readings in ambiguous_readings(session.discover(decisions)).items():
-
-        def torn(reading: str, so_far: Decisions = decisions, key: str = key) -> int:
-            graph = session.discover(so_far.reading(key, reading))
-            return int(_gone_and_torn(graph.space, graph.roots, plan)[1].sum())
-
-        decisions = decisions.reading(key, min(readings, key=torn))
-    return decisions
 
 
 def _check_pair(plan: Plan, dense: nn.Module, pruned: nn.Module) -> None:

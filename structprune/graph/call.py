@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 
@@ -13,6 +13,7 @@ from structprune.graph.slices import Ids, Labels
 from structprune.meta.signature import tensors_of
 
 T = TypeVar("T")
+Effect: TypeAlias = "Callable[[str], tuple[Ids, Ids | None] | None]"
 
 
 class Recorder(Protocol):
@@ -30,8 +31,8 @@ class Recorder(Protocol):
     def is_filling(self, ids: Ids) -> bool:
         """Whether no axis of a tensor has these ids."""
 
-    def choose(self, node: Node, readings: tuple[str, ...]) -> str:
-        """One of the ways in which the operator can be read."""
+    def choose(self, node: Node, question: str, readings: tuple[str, ...], effect: Effect) -> str:
+        """One of the ways in which the operator can be read; it may ask several questions."""
 
     def remember(self, node: Node, key: str, value: T) -> T:
         """What the dense network's run of this operator stored under ``key`` (there: ``value``)."""
@@ -61,6 +62,20 @@ class Call:
         self._dense = recorder.expected(node)
         self.node = node
         self.out = out
+
+    def again(self, recorder: Recorder, values: list[Value], node: Node) -> Call:
+        """The same call seen by another recorder, with other labels."""
+        return Call(recorder, self._operator, self._arguments, self._tensors, values, node, self.out)
+
+    @property
+    def operator(self) -> Operator:
+        """The operator that is called."""
+        return self._operator
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments by name, defaults included."""
+        return {**self._operator.defaults, **self._arguments}
 
     def __getitem__(self, name: str) -> Any:
         """The argument called ``name`` in the operator's schema, or its default."""
@@ -160,6 +175,12 @@ class Call:
             self.node.produced.append((self.position(tensor), dim, ids))
         return ids
 
+    def batch(self, ids: Ids | None) -> Ids | None:
+        """Say that the operator contracts separately for every entry along a dimension; returns it."""
+        if ids is not None:
+            self.node.batched.append(ids)
+        return ids
+
     def mix(self, tensor: torch.Tensor, dim: int) -> None:
         """Say that the operator takes a statistic over this dimension."""
         ids = self.labels(tensor)[dim]
@@ -184,9 +205,12 @@ class Call:
         if ids is not None:
             self.node.sizes.append(SizeHeld(name, entry, ids))
 
-    def choose(self, *readings: str) -> str:
-        """Ask which of several readings to take; they are given best first."""
-        return readings[0] if len(readings) == 1 else self._recorder.choose(self.node, readings)
+    def choose(self, *readings: str, question: str = "", effect: Effect = lambda _: None) -> str:
+        """Ask which of several readings to take; they are given best first.
+
+        ``effect`` says of a reading which slices it couples, or which (with ``None``) must stay.
+        """
+        return readings[0] if len(readings) == 1 else self._recorder.choose(self.node, question, readings, effect)
 
     def remember(self, key: str, value: T) -> T:
         """Keep a decision of the dense run, or get the one it took."""

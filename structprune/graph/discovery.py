@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from structprune.graph.call import Effect
 from structprune.graph.operators import Operator
-from structprune.graph.record import Node, Record
+from structprune.graph.record import Choice, Node, Record, Tie
 from structprune.graph.slices import Coupling, Ids, Labels, SliceSpace
-from structprune.graph.tracer import source_line
 
 T = TypeVar("T")
+Readings = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -19,21 +20,23 @@ class Decisions:
     """How ambiguous operators are read, and which operators freeze what reaches them.
 
     Attributes:
-        readings: The reading by source line and operator, see ``reading_key``.
+        readings: The readings to take by source line and operator, see ``reading_key``: the first that is possible.
         frozen: Reasons by mode (training or not) and node.
+        ties: Dimensions that lose the same share.
     """
 
-    readings: Mapping[str, str] = field(default_factory=dict)
+    readings: Readings = field(default_factory=dict)
     frozen: Mapping[tuple[bool, int], str] = field(default_factory=dict)
+    ties: tuple[Tie, ...] = ()
 
-    def reading(self, key: str, reading: str) -> Decisions:
-        """These decisions with one more reading."""
-        return replace(self, readings={**self.readings, key: reading})
+    def reading(self, key: str, *order: str) -> Decisions:
+        """These decisions with one more reading, and those to fall back on where that one is not possible."""
+        return replace(self, readings={**self.readings, key: order})
 
 
-def reading_key(line: str, op: str) -> str:
+def reading_key(node: Node, question: str) -> str:
     """Readings are taken per source line and operator: all blocks of a network share them."""
-    return f"{op} at {line}"
+    return f"{node.op} {question} at {node.line}"
 
 
 class Discovery:
@@ -43,17 +46,17 @@ class Discovery:
         self,
         space: SliceSpace,
         coupling: Coupling,
-        decisions: Decisions,
+        readings: Readings,
         run: Callable[[Operator, Sequence[Any], dict[str, Any]], Any],
         *,
         training: bool,
-        keeps_constants: bool = False,
+        on_meta: bool = False,
     ) -> None:
-        self.keeps_constants = keeps_constants
+        self.on_meta = on_meta
         self.record = Record(training)
         self._space = space
         self._coupling = coupling
-        self._decisions = decisions
+        self._readings = readings
         self._run = run
 
     def start(self, node: Node) -> None:
@@ -64,14 +67,12 @@ class Discovery:
         return self._run(op, args, kwargs)
 
     def finish(self, node: Node, out: Any, operands: list[Labels], labels: list[Labels]) -> list[Labels]:
-        """Freeze what reaches and what leaves an operator of which the resolution said so."""
-        reason = self._decisions.frozen.get((self.record.training, node.index))
-        if reason is not None:
-            for value in (*operands, *labels):
-                for ids in value:
-                    if ids is not None:
-                        self.freeze(node, ids, reason)
+        """Nothing to compare with."""
         return labels
+
+    def rule_failed(self, node: Node, error: Exception) -> list[Labels]:
+        """On the dense network that is a fault of the rule."""
+        raise error
 
     def output(self, ids: Ids) -> None:
         """A dimension of an output stays."""
@@ -93,13 +94,12 @@ class Discovery:
         """Whether no axis of a tensor has these ids."""
         return self._space.is_filling(ids)
 
-    def choose(self, node: Node, readings: tuple[str, ...]) -> str:
+    def choose(self, node: Node, question: str, readings: tuple[str, ...], effect: Effect) -> str:
         """The reading decided for this source line, else the first."""
-        node.line = source_line()
-        node.readings = readings
-        chosen = self._decisions.readings.get(reading_key(node.line, node.op), readings[0])
-        node.reading = chosen if chosen in readings else readings[-1]
-        return node.reading
+        wanted = self._readings.get(reading_key(node, question), readings)
+        taken = next((r for r in wanted if r in readings), readings[-1])
+        node.choices[question] = Choice(readings, taken)
+        return taken
 
     def remember(self, node: Node, key: str, value: T) -> T:
         """Store for the replay."""

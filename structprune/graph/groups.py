@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from structprune.errors import OptionError, nearest
-from structprune.graph.record import Node, Record
+from structprune.graph.record import Node, Place, Record, Stretch, Tie
 from structprune.graph.slices import Axis, Coupling, Ids, Mask, SliceSpace
 
 RESIDUAL = "residual stream"
@@ -75,13 +75,20 @@ class DependencyGraph:
     """
 
     def __init__(
-        self, model: str, space: SliceSpace, coupling: Coupling, records: Sequence[Record], notes: Sequence[str]
+        self,
+        model: str,
+        space: SliceSpace,
+        coupling: Coupling,
+        records: Sequence[Record],
+        notes: Sequence[str],
+        ties: Sequence[Tie] = (),
     ) -> None:
         self.model = model
         self.space = space
         self.records = tuple(records)
         self.notes = tuple(notes)
         self._coupling = coupling
+        self._ties = tuple(ties)
         self._freeze_lost_channels()
 
     @cached_property
@@ -112,6 +119,25 @@ class DependencyGraph:
     def groups(self) -> tuple[Group, ...]:
         """All groups, in the order in which their layers ran."""
         return tuple(self._groups())
+
+    @cached_property
+    def ties(self) -> list[tuple[Ids, Ids]]:
+        """Pairs of dimensions, as channels, that must lose the same share."""
+        found = []
+        for tie in self._ties:
+            left, right = self._ids_at(tie.left), self._ids_at(tie.right)
+            if left is not None and right is not None:
+                found.append((np.unique(self.roots[left]), np.unique(self.roots[right])))
+        return found
+
+    def record(self, training: bool) -> Record:
+        """The trace of one mode."""
+        return next(r for r in self.records if r.training == training)
+
+    def _ids_at(self, place: Place | Stretch) -> Ids | None:
+        if isinstance(place, Stretch):
+            return self.space.by_tensor[place.tensor][place.dim].ids[: place.length]
+        return self.record(place.training).labels_at(place)
 
     @property
     def frozen(self) -> dict[str, str]:
@@ -256,7 +282,7 @@ def _walk_back(record: Record, *, reductions: bool) -> Iterator[tuple[Ids, str]]
     Yields what those contractions sum over, or, with ``reductions``, the labels that ended in a
     reduction on the way.
     """
-    pending, seen = list(record.outputs), set()
+    pending, seen = [node for node, _ in record.returned], set()
     while pending:
         index = pending.pop()
         if index in seen:

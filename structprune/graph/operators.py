@@ -18,6 +18,7 @@ Rule: TypeAlias = "Callable[[Call], Result]"
 # Arguments of these types may be numbers that go into the computation, and are not sizes.
 _SCALAR_TYPES = frozenset(("float", "number", "Tensor", "Optional[float]", "Optional[number]", "Optional[Tensor]"))
 _RULES: dict[str, Rule] = {}
+_AMBIGUOUS: set[str] = set()
 _KNOWN: dict[Any, Operator] = {}
 
 
@@ -29,15 +30,17 @@ class Operator(Signature):
     defaults: dict[str, Any]
     scalars: frozenset[str]
     rule: Rule | None
+    ambiguous: bool
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str, ambiguous: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for operators, named without namespace, overload and trailing underscore.
 
     A rule is a pure function ``call -> labels``: it tells the call what is coupled, contracted,
     mixed or frozen, and returns the labels of the output (a list of them for several outputs).
     The contract, tested for every operator: for any channels that the rule lets go,
     ``op(slice(x)) == slice(op(x))``; where it mixes, with the statistics of what is kept.
+    One that asks ``Call.choose`` is ``ambiguous``.
 
     Raises:
         ValueError: An operator has a rule already.
@@ -49,6 +52,8 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
             if full in _RULES:
                 raise ValueError(f"{full} has a rule already: {_RULES[full].__name__}")
             _RULES[full] = function
+            if ambiguous:
+                _AMBIGUOUS.add(full)
         return function
 
     return register
@@ -73,5 +78,6 @@ def operator(func: Any) -> Operator:
             {a.name: a.default_value for a in arguments},
             frozenset(a.name for a in arguments if str(a.type) in _SCALAR_TYPES),
             None if plain.out_variant else _RULES.get(plain.name),
+            plain.name in _AMBIGUOUS,
         )
     return known

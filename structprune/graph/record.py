@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from structprune.graph.slices import Ids, Labels
 
+if TYPE_CHECKING:
+    from structprune.graph.call import Call
+
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A dimension of one node's output (or operand) number ``index``: every trace of a network has it."""
+
+    training: bool
+    node: int
+    output: bool
+    index: int
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The first ``length`` slices along a dimension of a parameter or buffer."""
+
+    tensor: str
+    dim: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """Two dimensions of which the model takes one's size for the other's: both lose the same share."""
+
+    left: Place | Stretch
+    right: Place | Stretch
 
 
 @dataclass(slots=True)
@@ -52,6 +83,14 @@ class SizeHeld:
     ids: Ids
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The ways in which an operator may be read, best first, and the one taken."""
+
+    readings: tuple[str, ...]
+    taken: str
+
+
 @dataclass(slots=True)
 class Node:
     """One operator of a traced forward.
@@ -65,6 +104,7 @@ class Node:
         contracts: Whether it sums over a dimension shared by two operands.
         operands: Labelled dimensions that the contraction sums over.
         produced: Where a channel begins: the labels that a parametric operand gives to the output.
+        batched: Labels along which a contraction runs separately: attention's heads.
         mixed: Labelled dimensions whose entries it mixes, by a statistic over them.
         reduced: Labels that end in a reduction.
         sources: For each tensor argument the node that made it, and which of its outputs it is.
@@ -74,7 +114,8 @@ class Node:
         writes: Whether it writes into its first operand.
         returns_list: Whether it returns several tensors, or a list of one.
         places: Positions that it was given along dimensions without labels: no shape shows them.
-        readings: The ways in which it may be read, best first; ``reading`` is the one taken.
+        choices: What it asked of how it is to be read, by a name for each question.
+        call: What its rule saw, where the run keeps it: the rule can be asked again under other readings.
     """
 
     index: int
@@ -92,6 +133,7 @@ class Node:
     contracts: bool = False
     operands: list[Operand] = field(default_factory=list)
     produced: list[tuple[int, int, Ids]] = field(default_factory=list)
+    batched: list[Ids] = field(default_factory=list)
     mixed: list[Operand] = field(default_factory=list)
     reduced: list[Ids] = field(default_factory=list)
     pieces: list[Ids] = field(default_factory=list)
@@ -99,11 +141,16 @@ class Node:
     fresh: list[Ids] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
     line: str = ""
-    readings: tuple[str, ...] = ()
-    reading: str = ""
+    choices: dict[str, Choice] = field(default_factory=dict)
     macs: int = 0
     replay: Callable[[Callable[[int, int], torch.Tensor]], Any] | None = None
     sources: tuple[tuple[int, int], ...] = ()
+    call: Call | None = None
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no operator made its tensor: a parameter, a buffer, an input or a constant."""
+        return self.op == "input" or self.op.startswith("parameter::")
 
     @property
     def where(self) -> str:
@@ -114,14 +161,36 @@ class Node:
 
 @dataclass(slots=True)
 class Record:
-    """A traced forward: its nodes in order, and the nodes behind its outputs."""
+    """A traced forward: its nodes in order, and which of their outputs (node, index) it returned."""
 
     training: bool
     nodes: list[Node] = field(default_factory=list)
-    outputs: list[int] = field(default_factory=list)
+    returned: list[tuple[int, int]] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
     results: list[Any] = field(default_factory=list)
+
+    def labels_at(self, place: Place) -> Ids | None:
+        """The labels of a dimension of an output or operand."""
+        node = self.nodes[place.node]
+        if place.output:
+            return node.outputs[place.index].labels[place.dim]
+        source, output = node.sources[place.index]
+        outputs = self.nodes[source].outputs
+        return outputs[output].labels[place.dim] if outputs else None
+
+    def labelled(self, node: Node) -> Iterator[tuple[Place, Ids]]:
+        """The labelled dimensions of a node's outputs, then those of its operands."""
+        for index, output in enumerate(node.outputs):
+            for dim, ids in enumerate(output.labels):
+                if ids is not None:
+                    yield Place(self.training, node.index, True, index, dim), ids
+        for position, (source, index) in enumerate(node.sources):
+            outputs = self.nodes[source].outputs
+            if outputs:
+                for dim, ids in enumerate(outputs[index].labels):
+                    if ids is not None:
+                        yield Place(self.training, node.index, False, position, dim), ids
 
     @property
     def macs(self) -> int:

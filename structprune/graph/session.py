@@ -11,10 +11,11 @@ from torch import nn
 
 from structprune.errors import InputError, StructPruneError
 from structprune.graph.checks import check_model
-from structprune.graph.discovery import Decisions, Discovery
+from structprune.graph.discovery import Decisions, Discovery, Readings
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.outputs import output_tensors
 from structprune.graph.record import Record
+from structprune.graph.relabel import can_relabel, relabel
 from structprune.graph.slices import Coupling, Labels, SliceSpace
 from structprune.graph.tracer import Observer, Tracer
 from structprune.inputs import Invocations, infer_inputs, read_inputs
@@ -39,24 +40,39 @@ class Session:
         self.notes: list[str] = []
         self.calls: dict[bool, Invocations] = {}
         self.examples: Invocations = []
-        self._first: DependencyGraph | None = None
+        self._recorded: list[Record] | None = None
+        self._traced: tuple[Readings, tuple[SliceSpace, Coupling, list[Record]]] | None = None
         self._mode = False
         given = example_inputs is not None
         candidates = [read_inputs(example_inputs)] if given else infer_inputs(model)
         self._settle(candidates, given)
 
     def discover(self, decisions: Decisions) -> DependencyGraph:
-        """Trace the dense network in every mode that runs, and join the constraints."""
-        if decisions == Decisions() and self._first is not None:
-            return self._first
+        """Trace the dense network in every mode that runs, join the constraints, and add what was decided."""
+        if self._traced is None or self._traced[0] != decisions.readings:
+            self._traced = decisions.readings, self._trace(decisions.readings)
+        space, coupling, records = self._traced[1]
+        coupling = coupling.copy()
+        for (training, index), reason in decisions.frozen.items():
+            record = next(r for r in records if r.training == training)
+            for _, ids in record.labelled(record.nodes[index]):
+                coupling.freeze(ids, f"{reason} ({record.nodes[index].where})")
+        return DependencyGraph(self.model_name, space, coupling, records, self.notes, decisions.ties)
+
+    def _trace(self, readings: Readings) -> tuple[SliceSpace, Coupling, list[Record]]:
         space = SliceSpace()
         labels, coupling = self.label(space), Coupling(space)
         observers = [
-            Discovery(space, coupling, decisions, run_on_meta, training=mode, keeps_constants=True)
+            Discovery(space, coupling, readings, run_on_meta, training=mode, on_meta=True)
             for mode in sorted(self.calls)
         ]
-        records = [self.follow(self.replica, observer, labels) for observer in observers]
-        return DependencyGraph(self.model_name, space, coupling, records, self.notes)
+        if self._recorded is None:
+            records = [self.follow(self.replica, observer, labels) for observer in observers]
+            if all(map(can_relabel, records)):
+                self._recorded = records
+        else:
+            records = [relabel(r, o, labels) for r, o in zip(self._recorded, observers, strict=True)]
+        return space, coupling, records
 
     def follow(self, model: nn.Module, observer: Observer, labels: dict[str, Labels]) -> Record:
         """Run one mode of a (dense or cut) replica under an observer."""
@@ -89,8 +105,8 @@ class Session:
         self.examples, error = evaluated
         self.calls = {False: [call.mapped(to_meta) for call in self.examples]}
         self.notes.append(f"not traced in training mode: {brief(error)}")
-        self._first = None
-        self._first = self.discover(Decisions())
+        self._traced = self._recorded = None
+        self.discover(Decisions())
 
     def _failure(self, candidate: Invocations) -> tuple[bool, Exception] | None:
         """Trace with these inputs; the mode that fails, and how, or ``None``."""
@@ -99,8 +115,9 @@ class Session:
         failure: tuple[bool, Exception] | None = None
         for in_training in ([call.for_training() for call in on_meta], on_meta):
             self.calls = {False: on_meta, True: in_training}
+            self._traced = self._recorded = None
             try:
-                self._first = self.discover(Decisions())
+                self.discover(Decisions())
                 return None
             except StructPruneError:
                 raise
@@ -123,8 +140,8 @@ def follow(model: nn.Module, calls: Invocations, observer: Observer, labels: dic
         for call in calls:
             out = tracer.forward(model, partial(call, model))
             for tensor in output_tensors(out):
-                node, of_output = tracer.node_of(tensor)
-                record.outputs.append(node)
+                node, output, of_output = tracer.origin(tensor)
+                record.returned.append((node, output))
                 for ids in of_output:
                     if ids is not None:
                         observer.output(ids)

@@ -95,6 +95,14 @@ class Coupling:
         self._frozen: list[tuple[Ids, str]] = []
         self._read: tuple[Ids, Ids] | None = None
 
+    def copy(self) -> Coupling:
+        """One that may be added to while this one stays as it is."""
+        self._solve()
+        twin = Coupling(self._space)
+        twin._parent, twin._read = self._parent, self._read
+        twin._frozen = list(self._frozen)
+        return twin
+
     def couple(self, left: Ids, right: Ids) -> None:
         """Say that ``left[i]`` and ``right[i]`` can only leave together, for every ``i``."""
         if left is right:

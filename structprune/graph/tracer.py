@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -21,18 +22,18 @@ from structprune.meta.formulas import operator_flops
 from structprune.meta.forward import ConstantsSeen, module_paths
 from structprune.meta.signature import tensors_of
 
-_OURS = str(Path(__file__).parent)
-_TORCH = str(Path(torch.__file__).parent)
+_OURS = str(Path(__file__).parent.parent)
 # Values this small are kept, so that a constant computed from a size can be compared with another.
 _SMALL = 4096
-_PLACED = frozenset(("aten::select", "aten::slice", "aten::roll"))
+PLACED = frozenset(("aten::select", "aten::slice", "aten::roll"))
 
 
 class Observer(Recorder, Protocol):
     """A recorder that also runs the operators."""
 
     record: Record
-    keeps_constants: bool
+    # Whether floats are not computed: then calls and small constants are kept, which costs no memory.
+    on_meta: bool
 
     def start(self, node: Node) -> None:
         """Called before an operator runs."""
@@ -42,6 +43,9 @@ class Observer(Recorder, Protocol):
 
     def finish(self, node: Node, out: Any, operands: list[Labels], labels: list[Labels]) -> list[Labels]:
         """Called with the labels of the outputs; returns those to go on with."""
+
+    def rule_failed(self, node: Node, error: Exception) -> list[Labels]:
+        """Called where a rule cannot make sense of what an operator was given; may return the labels to go on with."""
 
     def output(self, ids: Ids) -> None:
         """Called with every labelled dimension of what the model returns."""
@@ -77,10 +81,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with torch.no_grad(), module_paths(model, self._modules), ConstantsSeen(), self:
             return run()
 
-    def node_of(self, tensor: torch.Tensor) -> tuple[int, Labels]:
-        """The node that made a tensor, and its labels."""
+    def origin(self, tensor: torch.Tensor) -> tuple[int, int, Labels]:
+        """The node that made a tensor, which of its outputs it is, and its labels."""
         value = self._value(tensor)
-        return value.node, value.labels
+        return value.node, value.output, value.labels
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -105,15 +109,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             (k, v) for k, v in arguments.items() if k in op.scalars and isinstance(v, (int, float, complex))
         )
         node.writes = op.in_place
-        if op.name in _PLACED:
-            node.places = _places({**op.defaults, **arguments}, values[0].labels)
+        if op.name in PLACED:
+            node.places = places({**op.defaults, **arguments}, values[0].labels)
+        if op.ambiguous:
+            node.line = source_line()
         self._observer.start(node)
         out = self._observer.run(node, op, args, kwargs)
         results = tensors_of(out)
         node.returns_list = isinstance(out, (list, tuple))
         call = Call(self._observer, op, arguments, tensors, values, node, out)
-        labels = self._apply(op, call, results)
-        if self._observer.keeps_constants:
+        labels = apply_rule(self._observer, op, call, results)
+        if self._observer.on_meta:
+            node.call = call
             node.constants = [t.clone() for t in (*tensors, *results) if not t.is_meta and t.numel() <= _SMALL]
         labels = self._observer.finish(node, out, [v.labels for v in values], labels)
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
@@ -132,17 +139,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if op.in_place and tensors and tensors[0]._is_view():
             self._rewritten[tensors[0].untyped_storage()._cdata] = node.index
         return out
-
-    def _apply(self, op: Operator, call: Call, results: list[torch.Tensor]) -> list[Labels]:
-        if op.rule is None:
-            if any(ids is not None for t in call.tensors for ids in call.labels(t)):
-                name = op.name
-                self._observer.record.unknown[name] = self._observer.record.unknown.get(name, 0) + 1
-                call.freeze_all(f"{name.removeprefix('aten::')} has no rule")
-            return [(None,) * t.ndim for t in results]
-        got = op.rule(call)
-        labels = got if isinstance(got, list) else [got]
-        return labels + [(None,) * t.ndim for t in results[len(labels) :]]
 
     def _value(self, tensor: torch.Tensor) -> Value:
         known = self._values.get(id(tensor))
@@ -178,7 +174,23 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tuple(node for node in found if node is not None)
 
 
-def _places(arguments: dict[str, Any], labels: Labels) -> tuple[Any, ...]:
+def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch.Tensor]) -> list[Labels]:
+    """The labels of an operator's outputs; one without a rule freezes what reaches it."""
+    if op.rule is None:
+        if any(ids is not None for t in call.tensors for ids in call.labels(t)):
+            name = op.name
+            observer.record.unknown[name] = observer.record.unknown.get(name, 0) + 1
+            call.freeze_all(f"{name.removeprefix('aten::')} has no rule")
+        return [(None,) * t.ndim for t in results]
+    try:
+        got = op.rule(call)
+    except Exception as error:
+        return observer.rule_failed(call.node, error)
+    labels = got if isinstance(got, list) else [got]
+    return labels + [(None,) * t.ndim for t in results[len(labels) :]]
+
+
+def places(arguments: dict[str, Any], labels: Labels) -> tuple[Any, ...]:
     """The numbers that an operator was given, if none of its dimensions carries labels that show them."""
     dims = arguments["dims"] if "dims" in arguments else [arguments["dim"]]
     if any(labels[d] is not None for d in dims):
@@ -187,17 +199,20 @@ def _places(arguments: dict[str, Any], labels: Labels) -> tuple[Any, ...]:
 
 
 def source_line() -> str:
-    """The user's source line that is running, or torch's where no user code is on the stack."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+    """The source line that is running, with those it was called from up to a module's forward.
+
+    The line alone would not do: all that a model rearranges may go through one line of a library.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    lines = []
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_OURS):
+            lines.append(f"{file}:{frame.f_lineno}")
+            if frame.f_code.co_name == "forward":
+                break
         frame = frame.f_back
-    line = ""
-    while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
-        line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        if not frame.f_code.co_filename.startswith(_TORCH):
-            break
-        frame = frame.f_back  # type: ignore[assignment]
-    return line
+    return " < ".join(lines)
 
 
 def _replay(

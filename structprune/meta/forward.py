@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 _LONGEST = 300
@@ -20,7 +21,8 @@ def running(model: nn.Module, training: bool) -> Iterator[None]:
     """Put a copy into a mode, with the global state that a trace needs, and restore it.
 
     Random numbers start from the same state every time: a layer that is dropped by chance must be
-    dropped in every trace, or in none.
+    dropped in every trace, or in none. Attention runs as the operators that it is made of: which
+    fused kernel would be taken depends on sizes and strides.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     modes = {module: module.training for module in model.modules()}
@@ -31,7 +33,8 @@ def running(model: nn.Module, training: bool) -> Iterator[None]:
         random.seed(0)
         np.random.seed(0)
         model.train(training)
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.set_rng_state(states[0])

@@ -1,4 +1,4 @@
-"""Shape rules for the operators that convolutional networks spend their trace in.
+"""Shape rules for the operators that networks spend their trace in.
 
 PyTorch computes shapes on the meta device in Python, at hundreds of microseconds for a batch norm.
 These give the same result for the plain cases and decline (``None``) everything else.
@@ -45,7 +45,7 @@ def convolution(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 def unary(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """A floating-point function of every entry."""
     x = args[0]
-    return torch.empty_like(x) if x.is_floating_point() and not kwargs else None
+    return torch.empty_like(x) if x.is_floating_point() and not kwargs.keys() - {"approximate"} else None
 
 
 def unary_(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -77,10 +77,95 @@ def pointwise_(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return a if isinstance(b, (torch.Tensor, int, float)) else None
 
 
+def layer_norm(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Output like the input, and two statistics for every position."""
+    x, shape, *affine = args
+    rank = len(shape)
+    if x.dtype not in _FULL or not x.is_contiguous() or tuple(x.shape[-rank:]) != tuple(shape):
+        return None
+    if any(t is not None and isinstance(t, torch.Tensor) and tuple(t.shape) != tuple(shape) for t in affine):
+        return None
+    statistics = (*x.shape[:-rank], *(1,) * rank)
+    return torch.empty_like(x), x.new_empty(statistics), x.new_empty(statistics)
+
+
+def product(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """``(…, n, k) @ (…, k, m)`` of two tensors of one rank."""
+    a, b = args[:2]
+    if kwargs or a.dtype != b.dtype or a.ndim != b.ndim:
+        return None
+    if a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
+        return None
+    return a.new_empty((*a.shape[:-1], b.shape[-1]))
+
+
+def product_and_sum(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The same plus a bias along the last dimension."""
+    bias, a, b = args[:3]
+    if len(args) > 3 or kwargs or tuple(bias.shape) != (b.shape[-1],) or bias.dtype != a.dtype:
+        return None
+    return product((a, b), {})
+
+
+def softmax(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Like the input."""
+    x = args[0]
+    return torch.empty_like(x) if not kwargs and x.is_contiguous() and x.is_floating_point() else None
+
+
+def transposed(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """A matrix the other way round, over the same memory."""
+    x = args[0]
+    return x.as_strided(x.shape[::-1], x.stride()[::-1]) if x.ndim == 2 else None
+
+
+def mean(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Over the dimensions named."""
+    x, dims, *more = args if len(args) > 1 else (args[0], None)
+    if kwargs or not dims or not x.is_contiguous() or not x.is_floating_point():
+        return None
+    gone = {d % x.ndim for d in dims}
+    if more and more[0]:
+        return x.new_empty([1 if d in gone else n for d, n in enumerate(x.shape)])
+    return x.new_empty([n for d, n in enumerate(x.shape) if d not in gone])
+
+
+def upsample(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """To the size named, plain and contiguous."""
+    x, size = args[:2]
+    if kwargs or not x.is_contiguous() or len(size) != x.ndim - 2:
+        return None
+    return x.new_empty((*x.shape[:2], *size))
+
+
+def cat(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Contiguous tensors of one dtype, end to end."""
+    tensors, dim = args[0], args[1] if len(args) > 1 else 0
+    first = tensors[0]
+    if kwargs or any(t.dtype != first.dtype or t.ndim != first.ndim or not t.is_contiguous() for t in tensors):
+        return None
+    dim %= max(first.ndim, 1)
+    beside = {(*t.shape[:dim], *t.shape[dim + 1 :]) for t in tensors}
+    if len(beside) != 1 or not first.ndim:
+        return None
+    return first.new_empty((*first.shape[:dim], sum(t.shape[dim] for t in tensors), *first.shape[dim + 1 :]))
+
+
+_FULL = (torch.float32, torch.float64)
 _UNARY = "relu silu sigmoid hardswish hardsigmoid gelu tanh clone"
 SHAPERS: dict[str, Shaper] = {
     "aten::native_batch_norm": batch_norm,
     "aten::convolution": convolution,
+    "aten::native_layer_norm": layer_norm,
+    "aten::mm": product,
+    "aten::bmm": product,
+    "aten::addmm": product_and_sum,
+    "aten::_softmax": softmax,
+    "aten::_safe_softmax": softmax,
+    "aten::t": transposed,
+    "aten::mean": mean,
+    "aten::cat": cat,
+    **{f"aten::{name}": upsample for name in "upsample_bicubic2d upsample_bilinear2d upsample_nearest2d".split()},
     **{f"aten::{name}": unary for name in _UNARY.split()},
     **{f"aten::{name}": pointwise for name in "add mul sub div".split()},
 }

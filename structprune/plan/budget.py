@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,39 +46,114 @@ def eligible_groups(graph: DependencyGraph, settings: Settings) -> dict[int, Ids
     return eligible
 
 
+@dataclass(frozen=True, eq=False)
+class _Stratum:
+    """Channels of one group that the ratio is taken of separately, each of ``slices`` slices of its widest axis."""
+
+    group: Group
+    channels: Ids
+    slices: int
+
+
 def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Selection:
     """Take the weakest channels of every group, the ratio separately in every stratum.
 
     A stratum is the set of a group's channels that occur in the same producing axes and the same
     pieces of split dimensions: taken together, a piece could be emptied, or equal pieces become unequal.
+    Strata whose dimensions are tied lose the same share.
     """
-    eligible = eligible_groups(graph, settings)
-    signature = _signatures(graph)
     gone = np.zeros(graph.space.size, dtype=bool)
     selection = Selection(gone)
-    for group in graph.groups:
-        if group.index not in eligible:
-            selection.skipped[group.index] = _why_skipped(graph, group, settings)
-            continue
-        channels = eligible[group.index]
-        ratio = settings.ratio_of(p.name for p in group.producers)
-        width = _widest(graph, group)
-        slices = max(1, width // group.width)
-        for mark in np.unique(signature[channels]):
-            stratum = channels[signature[channels] == mark]
-            left = _left(len(stratum), slices, ratio, settings.round_to)
+    strata = _strata(graph, settings, selection)
+    blocked, bundles = _bundles(graph, strata)
+    for index in blocked:
+        group = strata[index].group
+        selection.skipped.setdefault(group.index, f"must be as wide as {blocked[index]}, which stays whole")
+    for bundle in bundles:
+        lefts = _left([strata[i] for i in bundle], settings)
+        for index, left in zip(bundle, lefts, strict=True):
+            group, stratum = strata[index].group, strata[index].channels
             if left == len(stratum):
                 continue
-            if math.floor(ratio * len(stratum)) > len(stratum) - left and left * slices <= _floor(settings.round_to):
+            asked = math.floor(settings.ratio_of(p.name for p in group.producers) * len(stratum))
+            if asked > len(stratum) - left and left * strata[index].slices <= _floor(settings.round_to):
                 selection.floored.append(group.name)
             # Equal scores keep the lower index: a stable sort by falling score.
             weakest = stratum[np.argsort(-scores[stratum], kind="stable")[left:]]
             gone[weakest] = True
             selection.removed[group.index] = selection.removed.get(group.index, 0) + len(weakest)
-        if group.index not in selection.removed:
-            selection.skipped[group.index] = "too narrow for this ratio and round_to"
+    for tried in strata:
+        if tried.group.index not in selection.removed:
+            selection.skipped.setdefault(tried.group.index, "too narrow for this ratio and round_to")
+    for index in selection.removed:
+        selection.skipped.pop(index, None)
     selection.present = ~gone[graph.roots]
     return selection
+
+
+def _strata(graph: DependencyGraph, settings: Settings, selection: Selection) -> list[_Stratum]:
+    """What the ratio is taken of; notes why groups are skipped."""
+    eligible = eligible_groups(graph, settings)
+    signature = _signatures(graph)
+    strata = []
+    for group in graph.groups:
+        if group.index not in eligible:
+            selection.skipped[group.index] = _why_skipped(graph, group, settings)
+            continue
+        channels = eligible[group.index]
+        slices = max(1, _widest(graph, group) // group.width)
+        strata += [
+            _Stratum(group, channels[signature[channels] == mark], slices) for mark in np.unique(signature[channels])
+        ]
+    return strata
+
+
+def _bundles(graph: DependencyGraph, strata: list[_Stratum]) -> tuple[dict[int, str], list[list[int]]]:
+    """Strata that lose the same share; and those that lose nothing, with what they are tied to."""
+    owner = np.full(graph.space.size, -1)
+    for index, stratum in enumerate(strata):
+        owner[stratum.channels] = index
+    parent = list(range(len(strata)))
+
+    def find(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    whole: dict[int, str] = {}
+    for left, right in graph.ties:
+        sides = [np.unique(owner[channels]) for channels in (left, right)]
+        inside = [int(i) for side in sides for i in side if i >= 0]
+        for i in inside[1:]:
+            parent[find(i)] = find(inside[0])
+        if inside and any((side < 0).any() for side in sides):
+            rigid = next(c for side, c in zip(sides, (left, right), strict=True) if (side < 0).any())
+            stays = next((g.name for g in graph.groups if np.isin(g.channels, rigid).any()), "a fixed size")
+            whole[inside[0]] = stays
+    named = {find(i): name for i, name in whole.items()}
+    blocked = {i: named[find(i)] for i in range(len(strata)) if find(i) in named}
+    bundles: dict[int, list[int]] = {}
+    for i in range(len(strata)):
+        if i not in blocked:
+            bundles.setdefault(find(i), []).append(i)
+    return blocked, list(bundles.values())
+
+
+def _left(bundle: Sequence[_Stratum], settings: Settings) -> list[int]:
+    """Channels that stay of every stratum of a bundle, all the same share: at least one, a multiple where asked."""
+    # The smallest share of all that leaves whole channels everywhere is one of this many.
+    shares = math.gcd(*(len(s.channels) for s in bundle))
+    ratio = min(settings.ratio_of(p.name for p in s.group.producers) for s in bundle)
+    left = max(1, shares - math.floor(ratio * shares))
+    unit = 1
+    for stratum in bundle:
+        own = _unit(len(stratum.channels), stratum.slices, settings.round_to)
+        unit = math.lcm(unit, own // math.gcd(own, len(stratum.channels) // shares))
+    if unit > 1:
+        # The nearest multiple, the larger of two as near.
+        left = min(shares, max(unit, math.floor(left / unit + 0.5) * unit))
+    return [left * (len(s.channels) // shares) for s in bundle]
 
 
 def _barred(graph: DependencyGraph, channels: Ids, settings: Settings) -> Mask:
@@ -121,16 +197,6 @@ def _signatures(graph: DependencyGraph) -> npt.NDArray[np.uint64]:
 def _widest(graph: DependencyGraph, group: Group) -> int:
     """Slices of the group's channels along the producing axis that holds most of them."""
     return max(len(p.ids) for p in group.producers)
-
-
-def _left(count: int, slices: int, ratio: float, round_to: int | str) -> int:
-    """Channels that stay of ``count``, each of ``slices`` slices: at least one, a multiple where asked."""
-    left = max(1, count - math.floor(ratio * count))
-    unit = _unit(count, slices, round_to)
-    if unit == 1:
-        return left
-    # The nearest multiple, the larger of two as near.
-    return min(count, max(unit, math.floor(left / unit + 0.5) * unit))
 
 
 def _unit(count: int, slices: int, round_to: int | str) -> int:

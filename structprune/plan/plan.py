@@ -14,6 +14,7 @@ from torch import nn
 from structprune.errors import PlanError
 from structprune.graph.checks import check_model
 from structprune.meta.replica import named_tensors
+from structprune.surgery.attributes import read_held
 from structprune.surgery.cut import AttributeChange, Cut
 from structprune.surgery.slicing import cut_copy, cut_in_place
 
@@ -182,7 +183,7 @@ class Plan:
             raise PlanError(f"The plan does not fit this {type(model).__name__}: {_difference(self.shapes, shapes)}")
         for change in self.attributes:
             try:
-                held = getattr(model.get_submodule(change.module), change.name)
+                held = read_held(model.get_submodule(change.module), change.name)
             except AttributeError as error:
                 raise PlanError(f"The plan does not fit: {error}") from error
             if (tuple(held) if isinstance(held, list) else held) != change.old:
@@ -243,7 +244,7 @@ def _read_attribute(entry: Mapping[str, Any]) -> AttributeChange:
         return tuple(map(_size, raw)) if isinstance(raw, list) else _size(raw)
 
     name = str(entry["name"])
-    if not name.isidentifier() or name.startswith("_"):
+    if not all(step.isidentifier() and not step.startswith("_") for step in name.split(".")):
         raise PlanError(f"The plan changes the attribute {name!r}, which is no size that a module could hold.")
     return AttributeChange(str(entry["module"]), name, value(entry["old"]), value(entry["new"]))
 

@@ -1,38 +1,71 @@
-"""Which sizes that modules hold reach which operators: integers that remember where they come from."""
+"""Where the sizes that operators are given come from: integers that remember who holds them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from structprune.graph.record import Node, Place, Value
+from structprune.surgery.attributes import held_sizes, replace_size
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """An integer attribute of a module, or one entry of a tuple or list of integers."""
+    """An integer that a module holds: an attribute, an entry of one, or one of an object that it holds."""
 
     module: str
     name: str
     entry: int | None = None
 
 
+Origin = Holder | Place
+
+
 class HeldInt(int):
-    """An integer that remembers its holders; arithmetic keeps the memory."""
+    """An integer that remembers its origins: who holds it, or whose extent it is; arithmetic keeps the memory."""
 
-    holders: frozenset[Holder]
+    origins: frozenset[Origin]
 
-    def __new__(cls, value: int, holders: frozenset[Holder]) -> HeldInt:
-        """An integer of this value with these holders."""
+    def __new__(cls, value: int, origins: frozenset[Origin]) -> HeldInt:
+        """An integer of this value with these origins."""
         made = super().__new__(cls, value)
-        made.holders = holders
+        made.origins = origins
         return made
 
     def __deepcopy__(self, memo: Any) -> HeldInt:
         """Every run is made on a copy of the model, which must remember too."""
         return self
+
+    def __eq__(self, other: object) -> bool:
+        """Compare, and tell the arrivals that are being logged."""
+        _note_comparison(self, other)
+        return int(self) == other
+
+    def __ne__(self, other: object) -> bool:
+        """Compare, and tell the arrivals that are being logged."""
+        _note_comparison(self, other)
+        return int(self) != other
+
+    __hash__ = int.__hash__
+
+    @property
+    def holders(self) -> list[Holder]:
+        """Those of its origins that are held, the innermost module first."""
+        found = [o for o in self.origins if isinstance(o, Holder)]
+        return sorted(found, key=lambda h: (-h.module.count("."), h.module, h.name, h.entry or 0))
+
+    @property
+    def extents(self) -> list[Place]:
+        """Those of its origins that are extents of tensors."""
+        found = [o for o in self.origins if isinstance(o, Place)]
+        return sorted(found, key=lambda p: (p.node, p.index, p.dim))
 
 
 def _arithmetic(name: str) -> Callable[..., Any]:
@@ -42,7 +75,7 @@ def _arithmetic(name: str) -> Callable[..., Any]:
         value = original(self, *others)
         if type(value) is not int:
             return value
-        return HeldInt(value, self.holders.union(*(o.holders for o in others if isinstance(o, HeldInt))))
+        return HeldInt(value, self.origins.union(*(o.origins for o in others if isinstance(o, HeldInt))))
 
     return operation
 
@@ -59,45 +92,116 @@ def hold_sizes(model: nn.Module) -> None:
     torch.nn's layers are left out: their sizes follow by the table of ``surgery.attributes``, and a
     kernel size equals a width by chance.
     """
-    for path, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn."):
-            continue
-        for name, value in list(vars(module).items()):
-            if _is_size(value):
-                setattr(module, name, HeldInt(value, frozenset([Holder(path, name)])))
-            elif type(value) in (list, tuple) and value and all(map(_is_size, value)):
-                held = [HeldInt(v, frozenset([Holder(path, name, i)])) for i, v in enumerate(value)]
-                setattr(module, name, type(value)(held))
+    for size in held_sizes(model):
+        holder = Holder(size.module, size.name, size.entry)
+        replace_size(model, size, HeldInt(size.value, frozenset([holder])))
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value > 1
+class Arrival(NamedTuple):
+    """A remembering integer that reached an operator; where it sets the size of an output's dimension, which one."""
+
+    size: HeldInt
+    dim: int | None
+
+
+class Comparison(NamedTuple):
+    """Two remembering integers that Python code compared before node number ``node`` ran."""
+
+    node: int
+    left: HeldInt
+    right: HeldInt
 
 
 class Arrivals(TorchFunctionMode):
-    """Logs the remembering integers that every PyTorch function is called with, by the nodes it ran."""
+    """Logs the remembering integers that every PyTorch function is called with, by the nodes it ran.
 
-    def __init__(self, nodes: list[Any]) -> None:
+    While it is active, the extents of traced tensors are remembering integers too.
+    """
+
+    def __init__(self, nodes: list[Node], training: bool) -> None:
         super().__init__()
         self._nodes = nodes
-        self._log: list[tuple[int, int, list[HeldInt]]] = []
+        self._training = training
+        self._log: list[tuple[int, int, list[Arrival]]] = []
+        self.comparisons: list[Comparison] = []
 
-    def at(self, node: int) -> list[HeldInt]:
+    def __enter__(self) -> Arrivals:
+        """Start to log."""
+        self._token = _LOGGING.set(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Stop."""
+        super().__exit__(kind, error, at)  # type: ignore[no-untyped-call]
+        _LOGGING.reset(self._token)
+
+    def at(self, node: int) -> list[Arrival]:
         """The integers that reached a node, those of the innermost function first."""
         hits = [(end - start, found) for start, end, found in self._log if start <= node < end]
         return [i for _, found in sorted(hits, key=lambda hit: hit[0]) for i in found]
+
+    def compared(self, left: HeldInt, right: HeldInt) -> None:
+        """Log a comparison."""
+        if left.origins != right.origins and len(self._nodes):
+            self.comparisons.append(Comparison(len(self._nodes), left, right))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a function and log what it was given."""
         kwargs = kwargs or {}
-        found = list(_held_ints((args, kwargs)))
+        found = _shape_asked(func, args, kwargs) or [Arrival(i, None) for i in _held_ints((args, kwargs))]
         start = len(self._nodes)
         out = func(*args, **kwargs)
         if found:
             self._log.append((start, len(self._nodes), found))
+        if func is torch.Tensor.size or func == _SHAPE:
+            return self._remembering(args[0], out, args[1:] or tuple(kwargs.values()))
         return out
+
+    def _remembering(self, tensor: torch.Tensor, out: Any, asked: tuple[Any, ...]) -> Any:
+        value: Value | None = getattr(tensor, "_structprune", None)
+        if value is None or value.node >= len(self._nodes):
+            return out
+        outputs = self._nodes[value.node].outputs
+        if value.output >= len(outputs) or outputs[value.output].labels is not value.labels:
+            return out  # of another run: the model kept its tensor
+
+        def extent(dim: int, size: int) -> int:
+            if size < 2:
+                return size
+            return HeldInt(size, frozenset([Place(self._training, value.node, True, value.output, dim)]))
+
+        if isinstance(out, int):
+            return extent(asked[0], out)
+        return torch.Size([extent(dim, size) for dim, size in enumerate(out)])
+
+
+_LOGGING: ContextVar[Arrivals | None] = ContextVar("_LOGGING", default=None)
+_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+
+
+def _shape_asked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Arrival]:
+    """The sizes in the shape that a tensor is to have, with the dimensions that they are the sizes of."""
+    if kwargs or func not in _SHAPING:
+        return []
+    first = 0
+    if func in (torch.Tensor.unflatten, torch.unflatten):
+        if not isinstance(args[1], int) or args[1] < 0:
+            return []
+        first, args = args[1], (args[0], *args[2:])
+    shape = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]
+    return [Arrival(size, first + i) for i, size in enumerate(shape) if isinstance(size, HeldInt)]
+
+
+_SHAPING = frozenset((torch.Tensor.view, torch.Tensor.reshape, torch.reshape, torch.Tensor.unflatten, torch.unflatten))
+
+
+def _note_comparison(left: HeldInt, right: object) -> None:
+    arrivals = _LOGGING.get()
+    if arrivals is not None and isinstance(right, HeldInt):
+        arrivals.compared(left, right)
 
 
 def _held_ints(value: Any) -> Iterator[HeldInt]:

@@ -1,79 +1,211 @@
-"""Sizes that a model's own modules hold: found by provenance, followed through the predicted shapes."""
+"""What makes a cut network behave: held sizes that follow, and widths that must lose the same share.
+
+Both are found by provenance. Where an operator of the cut network does something else than
+predicted, the integers that reached it in the dense network say who holds the size that it was
+given, or whose extent that is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from structprune.graph.discovery import Decisions, Discovery
+from structprune.graph.discovery import Discovery
 from structprune.graph.groups import DependencyGraph
-from structprune.graph.record import Node, Record
+from structprune.graph.record import Node, Place, Record, Tie
 from structprune.graph.session import Session
-from structprune.graph.slices import Coupling, Ids, Mask, SliceSpace
+from structprune.graph.slices import Coupling, Mask, SliceSpace
 from structprune.meta.replica import duplicate
 from structprune.meta.run import run_on_meta
-from structprune.resolve.provenance import Arrivals, HeldInt, Holder, hold_sizes
+from structprune.resolve.provenance import Arrivals, Holder, hold_sizes
 from structprune.resolve.replay import Mismatch
+from structprune.surgery.attributes import read_held
 from structprune.surgery.cut import AttributeChange
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """A held size that follows a labelled dimension of one node, times a fixed factor.
-
-    The node is named by mode and index, which every trace of the dense network shares.
-    """
+    """A held size that follows a labelled dimension, times a fixed factor (``reached`` is that dimension's size)."""
 
     holder: Holder
-    training: bool
-    node: int
-    dimension: tuple[bool, int, int]
+    place: Place
     reached: int
 
 
-class Proposals:
-    """Which held sizes may follow which dimensions, by where they arrive in the dense network.
+Proposal = Repair | Tie
+Site = tuple[bool, int]
 
-    The arrivals are those of the dense network alone, so they are looked up once a mode.
-    """
+
+@dataclass
+class _Attempt:
+    """How far the proposals of one operator have been tried."""
+
+    stage: int = -1
+    proposals: list[Proposal] = field(default_factory=list)
+
+
+class Proposals:
+    """Which held sizes may follow which dimensions, by where they arrive in the dense network."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._by_mode: dict[bool, Arrivals] = {}
 
-    def at(self, graph: DependencyGraph, mismatches: Iterable[Mismatch]) -> list[Repair]:
-        """Held sizes that reach the operators which failed, and that equal a size there which should shrink."""
-        found: dict[Repair, None] = {}
-        for mismatch in mismatches:
-            record = _record(graph, mismatch.training)
-            for reached in self._arrivals(mismatch.training).at(mismatch.node.index):
-                for where, _ in _dimensions(record, mismatch.node, int(reached)):
-                    for holder in _ordered(reached):
-                        found[Repair(holder, mismatch.training, mismatch.node.index, where, int(reached))] = None
-        return list(found)
+    def stages(self, graph: DependencyGraph, mismatch: Mismatch) -> list[list[Proposal]]:
+        """What could be done about a mismatch, the surest first; each stage adds to the one before."""
+        record = graph.record(mismatch.training)
+        node = mismatch.node
+        places = list(record.labelled(node))
+        sizes = {place: len(ids) for place, ids in places}
+        direct: list[Proposal] = []
+        indirect: list[Proposal] = []
+        for reached, dim in self._arrivals(mismatch.training).at(node.index):
+            fitting = [place for place, _ in places if sizes[place] == reached and _sets(dim, place)]
+            only = len(reached.origins) == 1
+            for place in fitting:
+                (direct if only else indirect).extend(Repair(h, place, int(reached)) for h in reached.holders)
+        direct += self._compared(graph, mismatch)
+        ties: list[Proposal] = []
+        loose: list[Proposal] = []
+        for reached, dim in self._arrivals(mismatch.training).at(node.index):
+            for extent in reached.extents:
+                for place, ids in places:
+                    other = record.labels_at(extent)
+                    if other is None or place == extent or _alike(graph, ids, other):
+                        continue
+                    fits = len(reached.origins) == 1 and sizes[place] == reached and _sets(dim, place)
+                    (ties if fits else loose).append(Tie(place, extent))
+        first = _compatible(direct)
+        second = _compatible([*first, *ties])
+        return [
+            first,
+            second,
+            _compatible([*first, *indirect]),
+            _compatible([*second, *indirect]),
+            _compatible([*first, *loose]),
+            _compatible([*first, *indirect, *loose]),
+            # The same holder may follow another dimension of the same size.
+            _compatible([*reversed(direct), *ties]),
+            _compatible([*reversed(direct), *reversed(indirect), *loose]),
+        ]
 
     def alike(self, graph: DependencyGraph, repair: Repair) -> list[Repair]:
         """The same repair in the other modules of the same class: what one block needs, all of them do."""
-        record = _record(graph, repair.training)
-        arrivals = self._arrivals(repair.training)
+        record = graph.record(repair.place.training)
+        arrivals = self._arrivals(repair.place.training)
         found = []
-        for path, node in twins(self._session.replica, record, repair.holder.module, record.nodes[repair.node]):
-            holder = replace(repair.holder, module=path)
-            for reached in arrivals.at(node.index):
-                places = [where for where, _ in _dimensions(record, node, int(reached))]
-                if holder in reached.holders and repair.dimension in places:
-                    found.append(Repair(holder, repair.training, node.index, repair.dimension, int(reached)))
+        for path, node in twins(self._session.replica, record, repair.holder.module, record.nodes[repair.place.node]):
+            holder, place = replace(repair.holder, module=path), replace(repair.place, node=node.index)
+            sizes = {p: len(ids) for p, ids in record.labelled(node)}
+            for reached, dim in arrivals.at(node.index):
+                if holder in reached.origins and sizes.get(place) == reached and _sets(dim, place):
+                    found.append(Repair(holder, place, int(reached)))
                     break
         return found
+
+    def _compared(self, graph: DependencyGraph, mismatch: Mismatch) -> Iterator[Proposal]:
+        """Sizes that Python code compared before the operator: both follow the same dimension."""
+        record = graph.record(mismatch.training)
+        before = max((n.index for n in record.nodes[: mismatch.node.index] if not n.is_leaf), default=-1)
+        for node, left, right in self._arrivals(mismatch.training).comparisons:
+            if before < node <= mismatch.node.index and left == right:
+                for held, of in ((left, right), (right, left)):
+                    for place in of.extents:
+                        yield from (Repair(h, place, int(of)) for h in held.holders)
+                        yield from (Tie(place, other) for other in held.extents if held is left and place != other)
 
     def _arrivals(self, training: bool) -> Arrivals:
         if training not in self._by_mode:
             self._by_mode[training] = _arrivals(self._session, training)
         return self._by_mode[training]
+
+
+class Repairs:
+    """The repairs and ties in force. Every operator that fails moves its own on by a stage."""
+
+    def __init__(self, session: Session) -> None:
+        self._proposals = Proposals(session)
+        self._attempts: dict[Site, _Attempt] = {}
+        self._alike: dict[Repair, Repair] = {}
+
+    @property
+    def repairs(self) -> list[Repair]:
+        """The held sizes that follow, one place each."""
+        own = dict.fromkeys(p for a in self._attempts.values() for p in a.proposals if isinstance(p, Repair))
+        taken: dict[Holder, Repair] = {}
+        for repair in (*own, *(twin for twin, source in self._alike.items() if source in own)):
+            taken.setdefault(repair.holder, repair)
+        return list(taken.values())
+
+    @property
+    def ties(self) -> tuple[Tie, ...]:
+        """The widths that lose the same share."""
+        return tuple(dict.fromkeys(p for a in self._attempts.values() for p in a.proposals if isinstance(p, Tie)))
+
+    def restart(self) -> None:
+        """Forget everything: the labels mean something else now."""
+        self._attempts.clear()
+        self._alike.clear()
+
+    def advance(self, graph: DependencyGraph, mismatches: Iterable[Mismatch]) -> bool:
+        """Try something else at the operators that failed; whether there was anything left to try.
+
+        Only those that are at the surest stage move on: what they do may be what the others wait for.
+        """
+        in_force = {*self.repairs, *self.ties}
+        upcoming: dict[Site, tuple[int, list[Proposal]]] = {}
+        for mismatch in mismatches:
+            site = mismatch.training, mismatch.node.index
+            if site not in upcoming:
+                attempt = self._attempts.setdefault(site, _Attempt())
+                stages = self._proposals.stages(graph, mismatch)
+                for stage in range(attempt.stage + 1, len(stages)):
+                    if any(p not in in_force for p in stages[stage]):
+                        upcoming[site] = stage, stages[stage]
+                        break
+                else:
+                    attempt.proposals = []
+        if not upcoming:
+            return False
+        surest = min(stage for stage, _ in upcoming.values())
+        for site, (stage, proposals) in upcoming.items():
+            if stage == surest:
+                self._attempts[site] = _Attempt(stage, proposals)
+                for proposal in proposals:
+                    if isinstance(proposal, Repair):
+                        for twin in self._proposals.alike(graph, proposal):
+                            self._alike.setdefault(twin, proposal)
+        return True
+
+
+def _sets(dim: int | None, place: Place) -> bool:
+    """Whether a size that is given for an output's dimension ``dim`` (``None``: not known) may be that of a place."""
+    return dim is None or (place.output and place.dim == dim)
+
+
+def _alike(graph: DependencyGraph, left: Any, right: Any) -> bool:
+    """Whether two dimensions hold the same channels."""
+    mine, other = graph.roots[left], graph.roots[right]
+    return set(mine.tolist()) == set(other.tolist())
+
+
+def _compatible(proposals: Iterable[Proposal]) -> list[Proposal]:
+    """The first proposal of every holder and of every place."""
+    taken: set[object] = set()
+    chosen: list[Proposal] = []
+    for proposal in proposals:
+        if isinstance(proposal, Tie):
+            keys: set[object] = {proposal}
+        else:
+            keys = {proposal.holder, proposal.place}
+        if not keys & taken:
+            taken |= keys
+            chosen.append(proposal)
+    return chosen
 
 
 def twins(model: nn.Module, record: Record, owner: str, node: Node) -> Iterator[tuple[str, Node]]:
@@ -92,23 +224,17 @@ def twins(model: nn.Module, record: Record, owner: str, node: Node) -> Iterator[
             yield path, there[occurrence]
 
 
-def _record(graph: DependencyGraph, training: bool) -> Record:
-    return next(r for r in graph.records if r.training == training)
-
-
 def repaired(
     model: nn.Module, graph: DependencyGraph, repairs: Iterable[Repair], present: Mask
 ) -> tuple[AttributeChange, ...]:
     """The attributes under a selection. A size that would not be a whole number is left as it is."""
     changes: dict[tuple[str, str], AttributeChange] = {}
     for repair in repairs:
-        record = _record(graph, repair.training)
-        node = record.nodes[repair.node]
-        ids = next((i for where, i in _dimensions(record, node, repair.reached) if where == repair.dimension), None)
-        if ids is None:
+        ids = graph.record(repair.place.training).labels_at(repair.place)
+        if ids is None or len(ids) != repair.reached:
             continue
         holder = repair.holder
-        old = getattr(model.get_submodule(holder.module), holder.name)
+        old = read_held(model.get_submodule(holder.module), holder.name)
         dense = old if holder.entry is None else old[holder.entry]
         size, rest = divmod(dense * int(present[ids].sum()), repair.reached)
         if rest or size < 1:
@@ -125,25 +251,6 @@ def repaired(
     return tuple(c for c in changes.values() if c.new != c.old)
 
 
-def _dimensions(record: Record, node: Node, size: int) -> Iterator[tuple[tuple[bool, int, int], Ids]]:
-    """Labelled dimensions of this size among a node's outputs, then its operands."""
-    for index, output in enumerate(node.outputs):
-        for dim, ids in enumerate(output.labels):
-            if ids is not None and output.shape[dim] == size:
-                yield (True, index, dim), ids
-    for position, (source, index) in enumerate(node.sources):
-        outputs = record.nodes[source].outputs
-        if outputs:
-            for dim, ids in enumerate(outputs[index].labels):
-                if ids is not None and outputs[index].shape[dim] == size:
-                    yield (False, position, dim), ids
-
-
-def _ordered(reached: HeldInt) -> list[Holder]:
-    """The holders of an integer, those of the innermost module first."""
-    return sorted(reached.holders, key=lambda h: (-h.module.count("."), h.module, h.name, h.entry or 0))
-
-
 def _arrivals(session: Session, training: bool) -> Arrivals:
     """Run the dense network with sizes that remember their holders."""
 
@@ -154,8 +261,8 @@ def _arrivals(session: Session, training: bool) -> Arrivals:
     hold_sizes(model)
     space = SliceSpace()
     labels = session.label(space)
-    observer = Discovery(space, Coupling(space), Decisions(), run_on_meta, training=training)
-    arrivals = Arrivals(observer.record.nodes)
+    observer = Discovery(space, Coupling(space), {}, run_on_meta, training=training)
+    arrivals = Arrivals(observer.record.nodes, training)
     with arrivals:
         session.follow(model, observer, labels)
     return arrivals

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from structprune.graph.call import Effect
 from structprune.graph.operators import Operator
 from structprune.graph.record import Node, Output, Record
 from structprune.graph.slices import Ids, Labels, Mask, SliceSpace
@@ -50,9 +51,9 @@ class Replay:
     ) -> None:
         self._space = space
         self.record = Record(dense.training)
-        self.keeps_constants = any(n.constants for n in dense.nodes)
+        self.on_meta = any(n.constants for n in dense.nodes)
         self.mismatches: list[Mismatch] = []
-        self._expected = [n for n in dense.nodes if n.op != "input" and not n.op.startswith("parameter::")]
+        self._expected = [n for n in dense.nodes if not n.is_leaf]
         self._next = 0
         self._matched: Node | None = None
         self._roots = roots
@@ -126,6 +127,14 @@ class Replay:
                     self.mismatch(dense, f"output {output} holds other channels along dim {dim}")
         return expected
 
+    def rule_failed(self, node: Node, error: Exception) -> list[Labels]:
+        """The operands are not those predicted: go on as if they were."""
+        dense = self.expected(node)
+        if dense is node:
+            raise error
+        self.mismatch(dense, f"its operands do not fit: {error}")
+        return [tuple(None if ids is None else self.kept(ids) for ids in o.labels) for o in dense.outputs]
+
     def output(self, ids: Ids) -> None:
         """Nothing to do: the labels of an output were compared."""
 
@@ -138,6 +147,15 @@ class Replay:
     def upcoming(self) -> Node:
         """The dense network's operator that comes next."""
         return self._expected[min(self._next, len(self._expected) - 1)]
+
+    def foreseen_view(self) -> tuple[Node, tuple[int, ...]] | None:
+        """The operator that comes next and the shape that it should return, if it only shapes a tensor anew."""
+        for expected in self._expected[self._next :]:
+            if _ALIKE.get(expected.op, expected.op) == "aten::view":
+                return expected, self.predicted_shape(expected.outputs[0])
+            if expected.op not in _BENIGN:
+                break
+        return None
 
     def mismatch(self, node: Node, text: str) -> None:
         """Note a difference."""
@@ -183,9 +201,10 @@ class Replay:
         """Whether no axis of a tensor has these ids."""
         return self._space.is_filling(ids)
 
-    def choose(self, node: Node, readings: tuple[str, ...]) -> str:
+    def choose(self, node: Node, question: str, readings: tuple[str, ...], effect: Effect) -> str:
         """The reading that was taken for the dense network."""
-        return self.expected(node).reading or readings[0]
+        choice = self.expected(node).choices.get(question)
+        return readings[0] if choice is None else choice.taken
 
     def remember(self, node: Node, key: str, value: T) -> T:
         """What the dense network's run stored."""
@@ -201,7 +220,7 @@ class Replay:
             index, output = _origin(self.record.nodes, index, output)
             dense, of_dense = _origin(self._dense, dense, of_dense)
             own, other = self.record.nodes[index], self._dense[dense]
-            if own.replay is None and own.op == other.op and (own.op == "input" or own.op.startswith("parameter::")):
+            if own.replay is None and own.op == other.op and own.is_leaf:
                 continue
             if (self._twins.get(index), output) != (dense, of_dense):
                 self.mismatch(expected, "reads another tensor than in the dense network")

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from structprune.errors import StructPruneError
 from structprune.graph.discovery import Decisions, reading_key
 from structprune.graph.groups import DependencyGraph
-from structprune.graph.record import Node, Record
+from structprune.graph.record import Choice, Node, Record
+from structprune.graph.rules.movement import FROZEN
 from structprune.graph.session import Session
 from structprune.graph.slices import Ids, Mask
-from structprune.resolve.repairs import Proposals, Repair, repaired, twins
+from structprune.resolve.repairs import Repairs, repaired, twins
 from structprune.resolve.replay import Mismatch
-from structprune.resolve.trial import Trial, run_trial
-from structprune.surgery.attributes import layer_changes
+from structprune.resolve.trial import run_trial
+from structprune.surgery.attributes import layer_changes, layer_ties
 from structprune.surgery.cut import Cut, elements_left, kept_indices
 
 _MOST_TRIALS = 200
 _FROZEN_ONE_BY_ONE = 2
+# The share of the most that any reading removes at which whole heads are preferred.
+_MUCH = 0.25
 Chooser = Callable[[DependencyGraph], Mask]
 
 
@@ -39,83 +44,57 @@ def resolve(session: Session, choose: Chooser) -> Resolved:
         session: The model on the meta device.
         choose: Says for a graph which slices stay.
     """
-    decisions, ranking = rank_readings(session, choose)
+    ties = layer_ties(session.replica)
+    decisions, ranking = rank_readings(session, choose, Decisions(ties=ties))
     repairs = Repairs(session)
     for _ in range(_MOST_TRIALS):
-        graph = session.discover(decisions)
+        graph = session.discover(replace(decisions, ties=(*ties, *repairs.ties)))
         present = choose(graph)
         kept = kept_indices(graph, present)
         if not kept:
             return Resolved(graph, present, Cut(kept), graph.records[0].macs)
-        followed = repaired(session.replica, graph, repairs.taken, present)
+        followed = repaired(session.replica, graph, repairs.repairs, present)
         cut = Cut(kept, (*layer_changes(session.replica, graph, present), *followed))
         trial = run_trial(session, graph, cut, present)
         if not trial.mismatches:
             return Resolved(graph, present, cut, trial.macs)
-        if not repairs.judge(graph, trial):
-            decisions = _revised(session, graph, decisions, trial.mismatches, ranking)
+        if not repairs.advance(graph, trial.mismatches):
+            revised = _revised(session, graph, decisions, trial.mismatches, ranking)
+            if revised.readings != decisions.readings:
+                repairs.restart()
+            decisions = revised
     raise StructPruneError(
         f"No consistent way to cut {session.model_name} was found in {_MOST_TRIALS} trials; the last one failed at "
         f"{trial.mismatches[0]}. Please report the model; ignore=[...] leaves the modules concerned alone."
     )
 
 
-class Repairs:
-    """The held sizes that are followed. One is kept only if the cut network gets further with it."""
+def rank_readings(
+    session: Session, choose: Chooser, decisions: Decisions
+) -> tuple[Decisions, dict[str, tuple[str, ...]]]:
+    """Order the readings of every split dimension: attention's heads first, then by how much they remove.
 
-    def __init__(self, session: Session) -> None:
-        self.taken: list[Repair] = []
-        self._proposals = Proposals(session)
-        self._alike: list[Repair] = []
-        self._on_trial: list[Repair] = []
-        self._refused: set[Repair] = set()
-        self._reached: tuple[int, int] | None = None
-
-    def judge(self, graph: DependencyGraph, trial: Trial) -> bool:
-        """Keep or refuse what was on trial, put something else on trial; whether there was any."""
-        if self._on_trial and self._reached is not None and trial.reached <= self._reached:
-            gone = {*self._on_trial, *self._alike}
-            self.taken = [r for r in self.taken if r not in gone]
-            # Those that are only alike may still be right where they are.
-            self._refused.update(self._on_trial)
-            self._on_trial, self._alike = [], []
-            # What failed without them is not what failed now: look again from there.
-            self._reached = None
-            return True
-        known = {r.holder for r in self.taken}
-        fresh = [
-            r for r in self._proposals.at(graph, trial.mismatches) if r not in self._refused and r.holder not in known
-        ]
-        self._on_trial, self._alike = [], []
-        taken: set[object] = set()
-        for repair in fresh:
-            # Two holders of one dimension are alternatives, and so are two dimensions for one holder.
-            place = (repair.training, repair.node, repair.dimension)
-            if repair.holder not in taken and place not in taken:
-                taken |= {repair.holder, place}
-                self._on_trial.append(repair)
-        for repair in self._on_trial:
-            for twin in self._proposals.alike(graph, repair):
-                place = (twin.training, twin.node, twin.dimension)
-                if not {twin.holder, place} & taken and twin.holder not in known and twin not in self._refused:
-                    taken |= {twin.holder, place}
-                    self._alike.append(twin)
-        self._reached = trial.reached if self._on_trial else None
-        self.taken = [*self.taken, *self._on_trial, *self._alike]
-        return bool(self._on_trial)
-
-
-def rank_readings(session: Session, choose: Chooser) -> tuple[Decisions, dict[str, tuple[str, ...]]]:
-    """Order the readings of every split dimension by how much they remove, and take the best of each."""
-    decisions, ranking = Decisions(), {}
+    Whole heads save real time, where narrower ones leave as many small products.
+    """
+    ranking = {}
     for key, readings in ambiguous_readings(session.discover(decisions)).items():
-        left = {}
+        left: dict[str, tuple[int, int]] = {}
+        heads: dict[str, int] = {}
         for reading in readings:
             graph = session.discover(decisions.reading(key, reading))
             # Of two that remove as much, the finer one: more channels to choose from.
             left[reading] = elements_left(graph, choose(graph)), -sum(g.width for g in graph.groups)
-        ranking[key] = tuple(sorted(readings, key=left.__getitem__))
-        decisions = decisions.reading(key, ranking[key][0])
+            heads[reading] = sum(len(node.batched) for record in graph.records for node in record.nodes)
+        whole = left[FROZEN][0] if FROZEN in left else None
+        # One that removes no more than freezing is a wrong one.
+        ordered = [r for r in sorted(readings, key=left.__getitem__) if whole is None or left[r][0] < whole]
+        if whole is not None and ordered:
+            enough = whole - _MUCH * (whole - left[ordered[0]][0])
+            whole_heads = max((r for r in ordered if left[r][0] <= enough), key=heads.__getitem__)
+            if heads[whole_heads] > heads[FROZEN]:
+                ordered.insert(0, whole_heads)
+        ranking[key] = tuple(dict.fromkeys((*ordered, *((FROZEN,) if whole is not None else ()))))
+        decisions = decisions.reading(key, *ranking[key])
     return decisions, ranking
 
 
@@ -124,9 +103,10 @@ def ambiguous_readings(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for record in graph.records:
         for node in record.nodes:
-            if node.readings and node.readings[0] != "free":
-                key = reading_key(node.line, node.op)
-                found[key] = tuple(dict.fromkeys((*found.get(key, ()), *node.readings)))
+            for question, choice in node.choices.items():
+                if choice.readings[0] != "free":
+                    key = reading_key(node, question)
+                    found[key] = tuple(dict.fromkeys((*found.get(key, ()), *choice.readings)))
     return found
 
 
@@ -183,22 +163,43 @@ def _revised(
     readings, frozen = dict(decisions.readings), dict(decisions.frozen)
     advanced: set[str] = set()
     for mismatch in mismatches:
-        node = mismatch.node
-        key = reading_key(node.line, node.op)
-        if key in advanced:
+        questions = _questions(graph, mismatch)
+        if not advanced.isdisjoint(questions):
             continue
-        options = ranking.get(key, node.readings)
-        later = options[options.index(node.reading) + 1 :] if node.reading in options else ()
-        if later and readings.get(key, node.reading) == node.reading:
-            readings[key] = later[0]
-            advanced.add(key)
+        for key, choice in questions.items():
+            order = readings.get(key, ranking.get(key, choice.readings))
+            # Only this one is out: where it was not possible, another one may be right.
+            later = tuple(r for r in order if r != choice.taken)
+            if any(r in choice.readings for r in later):
+                readings[key] = later
+                advanced.add(key)
+                break
         else:
             reason = f"cannot shrink here: {mismatch.text}"
             for index in _freezable(graph, decisions, mismatch):
                 frozen[mismatch.training, index] = reason
                 for twin in _frozen_alike(session, graph, decisions, mismatch.training, index):
                     frozen.setdefault((mismatch.training, twin), reason)
-    return Decisions(readings, decisions.frozen if advanced else frozen)
+    return Decisions(readings, decisions.frozen if advanced else frozen, decisions.ties)
+
+
+def _questions(graph: DependencyGraph, mismatch: Mismatch) -> dict[str, Choice]:
+    """What may be read in another way: the operator itself, else those in its module that split its labels before."""
+    node, record = mismatch.node, graph.record(mismatch.training)
+    if node.choices:
+        return {reading_key(node, question): choice for question, choice in node.choices.items()}
+    channels = [graph.roots[ids] for ids in _labels_at(record, node)]
+    if not channels:
+        return {}
+    own = np.unique(np.concatenate(channels))
+    found: dict[str, Choice] = {}
+    for before in reversed(record.nodes[: node.index]):
+        if before.module == node.module:
+            for question, choice in before.choices.items():
+                ids = [i for o in before.outputs for i in o.labels if i is not None]
+                if any(np.isin(graph.roots[i], own).any() for i in ids):
+                    found.setdefault(reading_key(before, question), choice)
+    return found
 
 
 def _frozen_alike(

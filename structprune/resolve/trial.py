@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
 
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.operators import Operator
@@ -24,15 +28,6 @@ class Trial:
     mismatches: tuple[Mismatch, ...]
     macs: int
 
-    @property
-    def reached(self) -> tuple[int, int]:
-        """How far the cut network got: nodes before the first mismatch of each mode, then fewer mismatches."""
-        first: dict[bool, int] = {}
-        for mismatch in self.mismatches:
-            first[mismatch.training] = min(mismatch.node.index, first.get(mismatch.training, mismatch.node.index))
-        endless = 1 << 40
-        return sum(first.get(mode, endless) for mode in (False, True)), -len(self.mismatches)
-
 
 def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask) -> Trial:
     """Run the cut replica in every mode of the session and compare it with the dense network."""
@@ -45,7 +40,8 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
     for dense in graph.records:
         replay = Replay(dense, graph.space, graph.roots, graph.stuck, present, _on_meta)
         try:
-            record = session.follow(replica, replay, labels)
+            with Foreseen(replay):
+                record = session.follow(replica, replay, labels)
             replay.end()
             macs = macs or record.macs
         except DivergenceError:
@@ -58,6 +54,38 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
             )
         mismatches += replay.mismatches
     return Trial(tuple(mismatches), macs)
+
+
+class Foreseen(TorchFunctionMode):
+    """Hands on the predicted shape where a tensor cannot be shaped as asked.
+
+    ``reshape`` and ``unflatten`` raise before any operator runs; with the shape that they should
+    have returned, one run lists every mismatch.
+    """
+
+    def __init__(self, replay: Replay) -> None:
+        super().__init__()
+        self._replay = replay
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a function; where it only shapes a tensor and fails, do what was predicted."""
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception as error:
+            foreseen = self._replay.foreseen_view() if func in _SHAPING else None
+            if foreseen is None or not isinstance(args[0], torch.Tensor):
+                raise
+            node, shape = foreseen
+            if args[0].numel() != math.prod(shape):
+                raise
+            text = str(error).strip().splitlines()
+            self._replay.mismatch(node, f"fails: {text[0] if text else type(error).__name__}")
+            return args[0].reshape(shape)
+
+
+_SHAPING = frozenset((torch.Tensor.reshape, torch.reshape, torch.Tensor.unflatten, torch.unflatten))
 
 
 def _on_meta(node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -1,16 +1,22 @@
-"""The sizes that torch.nn's own layers hold, and how they follow a cut."""
+"""The sizes that modules hold: those of torch.nn's own layers follow by a table, others are found and named here."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from structprune.graph.groups import DependencyGraph
-from structprune.graph.record import SizeHeld
+from structprune.graph.record import SizeHeld, Stretch, Tie
 from structprune.graph.slices import Mask
 from structprune.surgery.cut import AttributeChange
 
+# Objects within objects are looked into this far: a config in a config.
+_DEEPEST = 3
 _HELD: dict[type[nn.Module], frozenset[str]] = {
     nn.modules.conv._ConvNd: frozenset(("in_channels", "out_channels", "groups")),
     nn.Linear: frozenset(("in_features", "out_features")),
@@ -41,7 +47,50 @@ def layer_changes(model: nn.Module, graph: DependencyGraph, present: Mask) -> tu
                     new = _followed(held, known.new if known else held, size, present)
                     if new is not None and new != held:
                         changes[node.module, size.name] = AttributeChange(node.module, size.name, held, new)
+    for path, module in modules.items():
+        if isinstance(module, nn.MultiheadAttention):
+            changes |= {(c.module, c.name): c for c in _attention_changes(path, module, graph, present)}
     return tuple(changes.values())
+
+
+def layer_ties(model: nn.Module) -> tuple[Tie, ...]:
+    """Widths that torch.nn's own layers take for equal: attention reshapes to the width of its query."""
+    ties = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            name = "in_proj_weight" if module.in_proj_weight is not None else "q_proj_weight"
+            tensor, width = f"{path}.{name}" if path else name, module.embed_dim
+            ties.append(Tie(Stretch(tensor, 0, width), Stretch(tensor, 1, width)))
+    return tuple(ties)
+
+
+def _attention_changes(
+    path: str, module: nn.MultiheadAttention, graph: DependencyGraph, present: Mask
+) -> Iterator[AttributeChange]:
+    """The sizes that ``nn.MultiheadAttention`` holds, by the axes of its parameters."""
+    prefix = f"{path}." if path else ""
+
+    if f"{prefix}out_proj.weight" not in graph.space.by_tensor:
+        return  # tied to another layer's: the trial says whether that can shrink
+
+    def left(tensor: str, dim: int) -> int:
+        return int(present[graph.space.by_tensor[prefix + tensor][dim].ids].sum())
+
+    packed = module.in_proj_weight is not None
+    width = left("in_proj_weight", 1) if packed else left("q_proj_weight", 1)
+    inner = left("in_proj_weight", 0) // 3 if packed else left("q_proj_weight", 0)
+    sizes = {
+        "embed_dim": width,
+        "kdim": width if packed else left("k_proj_weight", 1),
+        "vdim": width if packed else left("v_proj_weight", 1),
+        "num_heads": inner // module.head_dim,
+    }
+    projection = {"in_features": left("out_proj.weight", 1), "out_features": left("out_proj.weight", 0)}
+    for where, holder, names in ((path, module, sizes), (f"{prefix}out_proj", module.out_proj, projection)):
+        for name, new in names.items():
+            old = getattr(holder, name)
+            if new != old:
+                yield AttributeChange(where, name, old, new)
 
 
 def _held_by(kind: type[nn.Module]) -> frozenset[str]:
@@ -60,3 +109,99 @@ def _followed(held: Any, so_far: Any, size: SizeHeld, present: Mask) -> Any:
         # Instance norm hands (1, batch * channels) on: the channels come once per sample.
         return int(present[size.ids[:held]].sum())
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSize:
+    """An integer that a module holds: an attribute, an entry of one, or one of an object that it holds.
+
+    ``name`` is written as code would: ``num_heads``, ``config.hidden_size``; the keys of a dict like attributes.
+    """
+
+    module: str
+    name: str
+    entry: int | None
+    value: int
+
+
+def held_sizes(model: nn.Module) -> list[HeldSize]:
+    """The integers above one that a model's own modules hold; torch.nn's layers have the table above.
+
+    An object that several modules share (a config) is found once, at the first of them.
+    """
+    found: list[HeldSize] = []
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if not type(module).__module__.startswith("torch.nn."):
+            _sizes_in(path, "", vars(module), found, seen, 0)
+    return found
+
+
+def _sizes_in(path: str, prefix: str, names: dict[str, Any], found: list[HeldSize], seen: set[int], depth: int) -> None:
+    for key, value in names.items():
+        name = f"{prefix}.{key}" if prefix else key
+        if not isinstance(key, str) or key.startswith("_") or not key.isidentifier():
+            continue
+        if _is_size(value):
+            found.append(HeldSize(path, name, None, value))
+        elif type(value) in (list, tuple) and value and all(map(_is_size, value)):
+            found += [HeldSize(path, name, i, v) for i, v in enumerate(value)]
+        elif depth < _DEEPEST and id(value) not in seen:
+            inside = _attributes_of(value)
+            if inside:
+                seen.add(id(value))
+                _sizes_in(path, name, inside, found, seen, depth + 1)
+
+
+def _attributes_of(value: Any) -> dict[str, Any]:
+    """What a plain object or a dict holds; nothing for what is code, a tensor or a module, or cannot be changed."""
+    if type(value) is dict:
+        return value
+    if isinstance(value, (nn.Module, torch.Tensor, type, ModuleType, Mapping)) or callable(value):
+        return {}
+    if getattr(getattr(value, "__dataclass_params__", None), "frozen", False):
+        return {}
+    held = getattr(value, "__dict__", None)
+    return held if type(held) is dict else {}
+
+
+def replace_size(model: nn.Module, size: HeldSize, value: int) -> None:
+    """Put another integer in the place of one that was found."""
+    module = model.get_submodule(size.module)
+    new: Any = value
+    if size.entry is not None:
+        old = read_held(module, size.name)
+        new = type(old)(value if i == size.entry else v for i, v in enumerate(old))
+    write_held(module, size.name, new)
+
+
+def read_held(module: nn.Module, name: str) -> Any:
+    """The value of an attribute, or of one of an object or dict that the module holds.
+
+    Raises:
+        AttributeError: There is none.
+    """
+    value: Any = module
+    for step in name.split("."):
+        try:
+            value = value[step] if type(value) is dict else getattr(value, step)
+        except KeyError:
+            raise AttributeError(f"{type(module).__name__} holds no {name!r}") from None
+    return value
+
+
+def write_held(module: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute, or one of an object or dict that the module holds."""
+    outer, _, last = name.rpartition(".")
+    owner = read_held(module, outer) if outer else module
+    if type(owner) is dict:
+        owner[last] = value
+    elif isinstance(owner, nn.Module):
+        setattr(owner, last, value)
+    else:
+        # Past a setter that would check or derive: the object holds the size under this name.
+        vars(owner)[last] = value
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and type(value) is not bool and value > 1

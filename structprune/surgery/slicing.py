@@ -11,6 +11,7 @@ from torch import nn
 from structprune.errors import ModelError
 from structprune.graph.slices import Ids
 from structprune.meta.replica import duplicate, like_parameter, named_tensors
+from structprune.surgery.attributes import read_held, write_held
 from structprune.surgery.cut import AttributeChange, Cut
 
 _NO_CUT: Mapping[int, Ids] = {}
@@ -111,8 +112,8 @@ def set_attributes(model: nn.Module, changes: Any) -> None:
     """Give modules the sizes of the cut network; a list stays a list."""
     for change in changes:
         module = model.get_submodule(change.module)
-        is_list = isinstance(getattr(module, change.name, None), list)
-        setattr(module, change.name, list(change.new) if is_list else change.new)
+        is_list = isinstance(read_held(module, change.name), list)
+        write_held(module, change.name, list(change.new) if is_list else change.new)
 
 
 def _replace(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None) -> None:

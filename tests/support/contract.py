@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from structprune.graph.discovery import Decisions, Discovery
-from structprune.graph.record import Record
+from structprune.graph.discovery import Discovery
+from structprune.graph.record import Choice, Record
 from structprune.graph.session import follow
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocation
@@ -76,10 +76,10 @@ class _Forced(Discovery):
 
     reading = ""
 
-    def choose(self, node: Any, readings: tuple[str, ...]) -> str:
-        node.readings = readings
-        node.reading = self.reading if self.reading in readings else readings[0]
-        return node.reading
+    def choose(self, node: Any, question: str, readings: tuple[str, ...], effect: Any) -> str:
+        taken = self.reading if self.reading in readings else readings[0]
+        node.choices[question] = Choice(readings, taken)
+        return taken
 
     def output(self, ids: Ids) -> None:
         """The outputs of a case may shrink: that is what is compared."""
@@ -90,7 +90,7 @@ def traced(case: Case, tensors: Sequence[torch.Tensor]) -> Traced:
     space = SliceSpace()
     coupling = Coupling(space)
     labels = {str(i): space.add_tensor(str(i), t.shape) for i, t in enumerate(tensors)}
-    observer = _Forced(space, coupling, Decisions(), lambda op, a, k: op.func(*a, **k), training=False)
+    observer = _Forced(space, coupling, {}, lambda op, a, k: op.func(*a, **k), training=False)
     observer.reading = case.reading
     outputs: list[Labels] = []
 

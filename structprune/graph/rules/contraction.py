@@ -124,7 +124,7 @@ def _product(call: Call, a: torch.Tensor, b: torch.Tensor) -> Labels:
     for dim in range(rank - 2):
         ids, other = call.labels(a)[dim], call.labels(b)[dim]
         call.couple(ids, other, _FIXED)
-        batch.append(ids if ids is not None else other)
+        batch.append(call.batch(ids if ids is not None else other))
     labels = (*batch, call.produce(a, rank - 2), call.produce(b, rank - 1))
     call.size("in_features", call.labels(a)[rank - 1])
     call.size("out_features", labels[-1])
@@ -154,7 +154,7 @@ def attention(call: Call) -> list[Labels]:
         ids = call.labels(query)[dim]
         call.couple(ids, call.labels(key)[dim], _FIXED)
         call.couple(ids, call.labels(value)[dim], _FIXED)
-        labels.append(ids)
+        labels.append(call.batch(ids))
     call.couple(call.labels(query)[last], call.labels(key)[last], _FIXED)
     if call["scale"] is None:
         call.freeze(call.labels(query)[last], "sets the scale 1/sqrt(width) of an attention")

@@ -66,7 +66,9 @@ def meet(call: Call, tensors: Sequence[torch.Tensor], out_shape: Sequence[int]) 
             else:
                 call.couple(labelled, ids, "")
         if rigid:
+            # It never shrinks: what comes behind need not follow it.
             call.freeze(labelled, "meets a tensor of fixed size")
+            labelled = None
         result.append(labelled)
     return tuple(result)
 

@@ -16,7 +16,7 @@ FROZEN = "frozen"
 Block = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@rule("view", "_unsafe_view", "_reshape_alias", "_reshape_copy", "view_copy")
+@rule("view", "_unsafe_view", "_reshape_alias", "_reshape_copy", "view_copy", ambiguous=True)
 def view(call: Call) -> Labels:
     """Merge and split dimensions. Where one that shrinks is split, any of its parts may shrink."""
     x = call["self"]
@@ -40,7 +40,8 @@ def _block(call: Call, x: torch.Tensor, inputs: Sequence[int], outputs: Sequence
         return nothing
     if len(inputs) == len(outputs) == 1:
         return [labels[inputs[0]]]
-    carrier = _carrier(call, [(d, labels[d]) for d in wide], merges=len(outputs) == 1)
+    question = f"of dim {inputs[0]}"
+    carrier = _carrier(call, [(d, labels[d]) for d in wide], question, merges=len(outputs) == 1)
     for d in labelled:
         if d != carrier or not outputs:
             call.freeze(labels[d], "is merged with another dimension that may shrink" if outputs else "is dropped")
@@ -50,38 +51,55 @@ def _block(call: Call, x: torch.Tensor, inputs: Sequence[int], outputs: Sequence
     place = [len(ids) if d == carrier else 1 for d in inputs]
     spread = np.broadcast_to(ids.reshape(place), [x.shape[d] for d in inputs])
     grid = spread.reshape([call.out.shape[d] for d in outputs])
-    return split_labels(call, grid, [dense[d] for d in outputs])
+    return split_labels(call, grid, [dense[d] for d in outputs], question)
 
 
-def _carrier(call: Call, labelled: list[tuple[int, Ids | None]], *, merges: bool) -> int | None:
+def _carrier(call: Call, labelled: list[tuple[int, Ids | None]], question: str, *, merges: bool) -> int | None:
     """The dimension that goes on shrinking in a merger: the one that is not only filled up, if it is alone."""
     if len(labelled) > 1:
         labelled = [(d, ids) for d, ids in labelled if ids is not None and not call.is_filling(ids)]
         if len(labelled) > 1 and merges:
-            chosen = call.choose(*(f"dim {d}" for d, _ in labelled), FROZEN)
-            return None if chosen == FROZEN else int(chosen.removeprefix("dim "))
+
+            def effect(reading: str) -> tuple[Ids, None]:
+                return np.concatenate([i for d, i in labelled if i is not None and reading != f"dim {d}"]), None
+
+            readings = (*(f"dim {d}" for d, _ in labelled), FROZEN)
+            chosen = call.choose(*readings, question=f"merging {question}", effect=effect)
+            return None if chosen == FROZEN else _dim(chosen)
     return labelled[0][0] if len(labelled) == 1 else None
 
 
-def split_labels(call: Call, grid: Ids, dense: Sequence[int]) -> list[Ids | None]:
+def split_labels(call: Call, grid: Ids, dense: Sequence[int], question: str) -> list[Ids | None]:
     """Labels of the dimensions of ``grid``, of which one will carry the ids: the reading chosen."""
     result: list[Ids | None] = [None] * grid.ndim
-    candidates = call.remember("varying", _varying(grid, dense))
+    candidates = call.remember(f"varying {question}", _varying(grid, dense))
     if not candidates:
         return result
     reading = candidates[0]
     if len(candidates) > 1:
-        chosen = call.choose(*(f"dim {d}" for d in candidates), FROZEN)
+
+        def effect(reading: str) -> tuple[Ids, Ids | None]:
+            return (grid.ravel(), None) if reading == FROZEN else _along(grid, _dim(reading))
+
+        readings = (*(f"dim {d}" for d in candidates), FROZEN)
+        chosen = call.choose(*readings, question=f"splitting {question}", effect=effect)
         if chosen == FROZEN:
             call.freeze(grid.ravel(), "is split in a way that cannot shrink")
             return result
-        reading = int(chosen.removeprefix("dim "))
-    lines = np.moveaxis(grid, reading, 0).reshape(grid.shape[reading], -1)
-    first = np.ascontiguousarray(lines[:, 0])
-    if len(candidates) > 1:
-        call.couple(lines.ravel(), first.repeat(lines.shape[1]), "")
-    result[reading] = first
+        reading = _dim(chosen)
+        call.couple(*_along(grid, reading), "")
+    result[reading] = np.ascontiguousarray(np.moveaxis(grid, reading, 0).reshape(grid.shape[reading], -1)[:, 0])
     return result
+
+
+def _along(grid: Ids, dim: int) -> tuple[Ids, Ids]:
+    """What is coupled where only ``dim`` may shrink: all entries with one index along it."""
+    lines = np.moveaxis(grid, dim, 0).reshape(grid.shape[dim], -1)
+    return lines.ravel(), lines[:, 0].repeat(lines.shape[1])
+
+
+def _dim(reading: str) -> int:
+    return int(reading.removeprefix("dim "))
 
 
 def _varying(grid: Ids, dense: Sequence[int]) -> list[int]:
@@ -213,7 +231,7 @@ def flip(call: Call) -> Labels:
     return tuple(ids[::-1] if d in dims and ids is not None else ids for d, ids in enumerate(call.labels(x)))
 
 
-@rule("roll")
+@rule("roll", ambiguous=True)
 def roll(call: Call) -> Labels:
     """Move the last ``shift`` entries of a dimension to its front."""
     x = call["self"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from structprune.graph.call import Call, dims_of, normalised
@@ -54,7 +55,7 @@ def layer_norm(call: Call) -> list[Labels]:
     return [labels] + [(*kept, *(None,) * (t.ndim - first)) for t in _rest(call)]
 
 
-@rule("native_group_norm")
+@rule("native_group_norm", ambiguous=True)
 def group_norm(call: Call) -> list[Labels]:
     """Statistics over groups of channels: whole groups leave exactly, or the same positions of each."""
     x = call.tensors[0]
@@ -71,9 +72,15 @@ def group_norm(call: Call) -> list[Labels]:
         readings = (
             ("groups", "positions") if groups > 1 and width > 1 else ("groups",) if groups > 1 else ("positions",)
         )
-        if call.choose(*readings) == "groups":
-            per_group = ids.reshape(-1, width)
-            call.couple(per_group.ravel(), per_group[:, :1].repeat(width, 1).ravel(), "")
+        per_group = ids.reshape(-1, width) if len(ids) % width == 0 else ids[:, None]
+
+        def effect(reading: str) -> tuple[Ids, Ids]:
+            if reading == "groups":
+                return per_group.ravel(), per_group[:, :1].repeat(per_group.shape[1], 1).ravel()
+            return ids, np.resize(ids[: len(ids) // groups], len(ids))
+
+        if call.choose(*readings, effect=effect) == "groups":
+            call.couple(*effect("groups"), "")
             per_statistic = per_group[:, 0]
             call.size("num_groups", per_statistic)
             followed = int(call["group"]) * width == len(ids)

@@ -54,7 +54,7 @@ def _meet_beside(call: Call, parts: list[torch.Tensor], dim: int, shape: list[in
     return tuple(result)
 
 
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", ambiguous=True)
 def split(call: Call) -> list[Labels]:
     """Cut a dimension into stretches, which must shrink alike."""
     x = call["self"]
@@ -73,7 +73,7 @@ def split(call: Call) -> list[Labels]:
     return result
 
 
-@rule("slice", "slice_copy")
+@rule("slice", "slice_copy", ambiguous=True)
 def slice_(call: Call) -> Labels:
     """A stretch of a dimension, or every ``step``-th entry of it."""
     x = call["self"]

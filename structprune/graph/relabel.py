@@ -1,0 +1,65 @@
+"""The rules asked again over a recorded forward, under other readings: no operator runs a second time."""
+
+from __future__ import annotations
+
+from structprune.graph.discovery import Discovery
+from structprune.graph.record import Node, Output, Record, Value
+from structprune.graph.slices import Labels
+from structprune.graph.tracer import PLACED, apply_rule, places
+from structprune.meta.signature import tensors_of
+
+
+def can_relabel(record: Record) -> bool:
+    """Whether every tensor still has the shape that its operators saw; some change it in place."""
+    for node in record.nodes:
+        if node.call is not None:
+            operands, results = node.call.tensors, tensors_of(node.call.out)
+            if [tuple(t.shape) for t in operands] != node.shapes:
+                return False
+            if [tuple(t.shape) for t in results] != [o.shape for o in node.outputs]:
+                return False
+    return True
+
+
+def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Record:
+    """What a run of the same forward under ``observer`` would record."""
+    record = observer.record
+    record.returned, record.results = dense.returned, dense.results
+    record.touched = dense.touched
+    leaves: dict[int, Labels] = {}
+
+    def labels_of(source: int, output: int) -> Labels:
+        node = record.nodes[source]
+        return leaves[source] if node.is_leaf else node.outputs[output].labels
+
+    for old in dense.nodes:
+        node = Node(old.index, old.op, old.module, old.parents, old.parametric, old.shapes)
+        record.nodes.append(node)
+        if old.call is None:
+            name = old.op.removeprefix("parameter::")
+            # An input is all unlabelled, whatever its rank.
+            leaves[old.index] = labels[name] if old.op.startswith("parameter::") else (None,) * _MOST_DIMS
+            continue
+        node.sources, node.scalars, node.writes = old.sources, old.scalars, old.writes
+        node.returns_list, node.constants, node.line = old.returns_list, old.constants, old.line
+        node.replay, node.macs = old.replay, old.macs
+        values = [
+            Value(labels_of(n, o)[: len(shape)], n, o, record.nodes[n].parametric, observer)
+            for (n, o), shape in zip(old.sources, old.shapes, strict=True)
+        ]
+        call = node.call = old.call.again(observer, values, node)
+        if old.op in PLACED:
+            node.places = places(call.arguments, values[0].labels)
+        results = tensors_of(call.out)
+        made = apply_rule(observer, call.operator, call, results)
+        node.outputs = [
+            Output(before.shape, before.dtype, before.device, la) for before, la in zip(old.outputs, made, strict=True)
+        ]
+    for index, output in record.returned:
+        for ids in labels_of(index, output):
+            if ids is not None:
+                observer.output(ids)
+    return record
+
+
+_MOST_DIMS = 64
