@@ -15,14 +15,13 @@ from structprune.errors import PlanError, StructPruneError
 from structprune.graph.call import Effect
 from structprune.graph.discovery import Discovery
 from structprune.graph.operators import Operator
-from structprune.graph.outputs import output_tensors
 from structprune.graph.record import Choice, Node, Record
 from structprune.graph.session import Session, follow
 from structprune.graph.slices import Axis, Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocations
 from structprune.meta.replica import duplicate, named_tensors
 from structprune.plan.plan import Plan, plan_of
-from structprune.resolve.masking import MaskedRun, UnprovableError
+from structprune.resolve.masking import MaskedRun, UnprovableError, in_double
 from structprune.resolve.replay import DivergenceError, Replay
 from structprune.surgery.slicing import sliced
 
@@ -223,7 +222,7 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _outputs(record: Record) -> list[torch.Tensor]:
-    return [t for result in record.results for t in output_tensors(result)]
+    return record.results
 
 
 def _present(space: SliceSpace, roots: Ids, plan: Plan) -> Mask:
@@ -277,7 +276,7 @@ def _first_changed_tensor(plan: Plan, dense: nn.Module, pruned: nn.Module) -> st
 
 
 def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    return op.func(*args, **kwargs)
+    return op.func(*in_double(args), **in_double(kwargs))
 
 
 def _randomised(model: nn.Module, gain: float) -> nn.Module:

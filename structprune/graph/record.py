@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from structprune.graph.call import Call
 
 Shape = tuple[int, ...]
+# Operators that change no value: whether one is needed depends on strides, not on what is computed.
+BENIGN = frozenset(("aten::clone", "aten::alias", "aten::detach", "aten::lift_fresh", "aten::contiguous"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ class Record:
     returned: list[tuple[int, int]] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
-    results: list[Any] = field(default_factory=list)
+    results: list[torch.Tensor] = field(default_factory=list)
 
     def labels_at(self, place: Place) -> Ids | None:
         """The labels of a dimension of an output or operand."""

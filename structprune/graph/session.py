@@ -136,17 +136,29 @@ def follow(model: nn.Module, calls: Invocations, observer: Observer, labels: dic
     record = observer.record
     for name, tensor in named_tensors(model).items():
         tracer.know(name, tensor, labels[name])
+    held: list[tuple[int, int, Labels]] = []
     with running(model, record.training):
         for call in calls:
             out = tracer.forward(model, partial(call, model))
-            for tensor in output_tensors(out):
-                node, output, of_output = tracer.origin(tensor)
-                record.returned.append((node, output))
-                for ids in of_output:
-                    if ids is not None:
-                        observer.output(ids)
-            record.results.append(out)
+            found = output_tensors(out)
+            held += [tracer.origin(tensor) for tensor in found.held]
+            record.results += found.tensors
+            for tensor in found.tensors:
+                _returned(record, observer, *tracer.origin(tensor))
+    # What an object holds and the model reads again is its state (keys and values of attention), and
+    # follows the channels; what nothing reads is a result.
+    read = {source for node in record.nodes for source in node.sources}
+    for node, output, labels_of in held:
+        if (node, output) not in read:
+            _returned(record, observer, node, output, labels_of)
     return record
+
+
+def _returned(record: Record, observer: Observer, node: int, output: int, labels: Labels) -> None:
+    record.returned.append((node, output))
+    for ids in labels:
+        if ids is not None:
+            observer.output(ids)
 
 
 def _own(_name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,15 @@ class UnprovableError(Exception):
     """A mixing operator has no surrogate."""
 
 
+def in_double(arguments: Any) -> Any:
+    """The arguments of an operator that is to compute in float64 though the forward asks for less (norms often do)."""
+    if isinstance(arguments, dict):
+        return {name: in_double(value) for name, value in arguments.items()}
+    if isinstance(arguments, (list, tuple)) and any(isinstance(a, torch.dtype) for a in arguments):
+        return type(arguments)(in_double(value) for value in arguments)
+    return torch.float64 if isinstance(arguments, torch.dtype) and arguments.is_floating_point else arguments
+
+
 class MaskedRun:
     """Runs operators for a replay, with the channels outside ``present`` masked."""
 
@@ -48,6 +57,7 @@ class MaskedRun:
 
     def __call__(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run one operator; ``node`` is the dense network's run of it."""
+        args, kwargs = in_double(args), in_double(kwargs)
         if node.operands:
             # One operand is enough: what is multiplied with zero is gone.
             args, kwargs = self._masked(node.operands[:1], 0.0, args, kwargs)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from structprune.graph.record import Node, Place, Value
+from structprune.graph.record import BENIGN, Node, Place, Record, Value
 from structprune.surgery.attributes import held_sizes, replace_size
 
 
@@ -115,13 +115,17 @@ class Comparison(NamedTuple):
 class Arrivals(TorchFunctionMode):
     """Logs the remembering integers that every PyTorch function is called with, by the nodes it ran.
 
-    While it is active, the extents of traced tensors are remembering integers too.
+    While it is active, the extents of traced tensors are remembering integers too. Nodes are named
+    by their index in the record of the dense network, from which this run may differ by operators
+    that change no value.
     """
 
-    def __init__(self, nodes: list[Node], training: bool) -> None:
+    def __init__(self, nodes: list[Node], dense: Record) -> None:
         super().__init__()
         self._nodes = nodes
-        self._training = training
+        self._dense = dense
+        self._twins: list[int | None] = []
+        self._next = 0
         self._log: list[tuple[int, int, list[Arrival]]] = []
         self.comparisons: list[Comparison] = []
 
@@ -143,8 +147,23 @@ class Arrivals(TorchFunctionMode):
 
     def compared(self, left: HeldInt, right: HeldInt) -> None:
         """Log a comparison."""
-        if left.origins != right.origins and len(self._nodes):
-            self.comparisons.append(Comparison(len(self._nodes), left, right))
+        if left.origins != right.origins:
+            self.comparisons.append(Comparison(self._position(), left, right))
+
+    def _position(self) -> int:
+        """The dense network's node that comes next."""
+        dense = self._dense.nodes
+        for own in self._nodes[len(self._twins) :]:
+            at = self._next
+            while at < len(dense) and dense[at].op != own.op and dense[at].op in BENIGN:
+                at += 1
+            matches = at < len(dense) and dense[at].op == own.op
+            if not matches and own.op not in BENIGN:
+                at = len(dense)  # another way than the dense network's: what comes is of no use
+            self._twins.append(at if matches else None)
+            if matches or own.op not in BENIGN:
+                self._next = at + 1
+        return self._next
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -152,10 +171,10 @@ class Arrivals(TorchFunctionMode):
         """Run a function and log what it was given."""
         kwargs = kwargs or {}
         found = _shape_asked(func, args, kwargs) or [Arrival(i, None) for i in _held_ints((args, kwargs))]
-        start = len(self._nodes)
+        start = self._position() if found else 0
         out = func(*args, **kwargs)
         if found:
-            self._log.append((start, len(self._nodes), found))
+            self._log.append((start, self._position(), found))
         if func is torch.Tensor.size or func == _SHAPE:
             return self._remembering(args[0], out, args[1:] or tuple(kwargs.values()))
         return out
@@ -167,11 +186,15 @@ class Arrivals(TorchFunctionMode):
         outputs = self._nodes[value.node].outputs
         if value.output >= len(outputs) or outputs[value.output].labels is not value.labels:
             return out  # of another run: the model kept its tensor
+        self._position()
+        twin = self._twins[value.node]
+        if twin is None:
+            return out
 
         def extent(dim: int, size: int) -> int:
             if size < 2:
                 return size
-            return HeldInt(size, frozenset([Place(self._training, value.node, True, value.output, dim)]))
+            return HeldInt(size, frozenset([Place(self._dense.training, twin, True, value.output, dim)]))
 
         if isinstance(out, int):
             return extent(asked[0], out)

@@ -63,7 +63,7 @@ class Proposals:
         sizes = {place: len(ids) for place, ids in places}
         direct: list[Proposal] = []
         indirect: list[Proposal] = []
-        for reached, dim in self._arrivals(mismatch.training).at(node.index):
+        for reached, dim in self._arrivals(record).at(node.index):
             fitting = [place for place, _ in places if sizes[place] == reached and _sets(dim, place)]
             only = len(reached.origins) == 1
             for place in fitting:
@@ -71,7 +71,7 @@ class Proposals:
         direct += self._compared(graph, mismatch)
         ties: list[Proposal] = []
         loose: list[Proposal] = []
-        for reached, dim in self._arrivals(mismatch.training).at(node.index):
+        for reached, dim in self._arrivals(record).at(node.index):
             for extent in reached.extents:
                 for place, ids in places:
                     other = record.labels_at(extent)
@@ -96,7 +96,7 @@ class Proposals:
     def alike(self, graph: DependencyGraph, repair: Repair) -> list[Repair]:
         """The same repair in the other modules of the same class: what one block needs, all of them do."""
         record = graph.record(repair.place.training)
-        arrivals = self._arrivals(repair.place.training)
+        arrivals = self._arrivals(record)
         found = []
         for path, node in twins(self._session.replica, record, repair.holder.module, record.nodes[repair.place.node]):
             holder, place = replace(repair.holder, module=path), replace(repair.place, node=node.index)
@@ -111,17 +111,17 @@ class Proposals:
         """Sizes that Python code compared before the operator: both follow the same dimension."""
         record = graph.record(mismatch.training)
         before = max((n.index for n in record.nodes[: mismatch.node.index] if not n.is_leaf), default=-1)
-        for node, left, right in self._arrivals(mismatch.training).comparisons:
+        for node, left, right in self._arrivals(record).comparisons:
             if before < node <= mismatch.node.index and left == right:
                 for held, of in ((left, right), (right, left)):
                     for place in of.extents:
                         yield from (Repair(h, place, int(of)) for h in held.holders)
                         yield from (Tie(place, other) for other in held.extents if held is left and place != other)
 
-    def _arrivals(self, training: bool) -> Arrivals:
-        if training not in self._by_mode:
-            self._by_mode[training] = _arrivals(self._session, training)
-        return self._by_mode[training]
+    def _arrivals(self, record: Record) -> Arrivals:
+        if record.training not in self._by_mode:
+            self._by_mode[record.training] = _arrivals(self._session, record)
+        return self._by_mode[record.training]
 
 
 class Repairs:
@@ -251,7 +251,7 @@ def repaired(
     return tuple(c for c in changes.values() if c.new != c.old)
 
 
-def _arrivals(session: Session, training: bool) -> Arrivals:
+def _arrivals(session: Session, dense: Record) -> Arrivals:
     """Run the dense network with sizes that remember their holders."""
 
     def same(tensor: torch.Tensor) -> torch.Tensor:
@@ -261,8 +261,8 @@ def _arrivals(session: Session, training: bool) -> Arrivals:
     hold_sizes(model)
     space = SliceSpace()
     labels = session.label(space)
-    observer = Discovery(space, Coupling(space), {}, run_on_meta, training=training)
-    arrivals = Arrivals(observer.record.nodes, training)
+    observer = Discovery(space, Coupling(space), {}, run_on_meta, training=dense.training)
+    arrivals = Arrivals(observer.record.nodes, dense)
     with arrivals:
         session.follow(model, observer, labels)
     return arrivals

@@ -11,15 +11,13 @@ import torch
 
 from structprune.graph.call import Effect
 from structprune.graph.operators import Operator
-from structprune.graph.record import Node, Output, Record
+from structprune.graph.record import BENIGN, Node, Output, Record
 from structprune.graph.slices import Ids, Labels, Mask, SliceSpace
 from structprune.meta.signature import tensors_of
 
 T = TypeVar("T")
 Runner = Callable[[Node, Operator, Sequence[Any], dict[str, Any]], Any]
 
-# Operators that change no value: whether one is needed depends on strides, not on what is computed.
-_BENIGN = frozenset(("aten::clone", "aten::alias", "aten::detach", "aten::lift_fresh", "aten::contiguous"))
 _ALIKE = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view", "aten::reshape": "aten::view"}
 
 
@@ -73,10 +71,10 @@ class Replay:
             expected = self._expected[self._next] if self._next < len(self._expected) else None
             if expected is not None and _ALIKE.get(expected.op, expected.op) == name:
                 break
-            if node.op in _BENIGN:
+            if node.op in BENIGN:
                 self._matched = None
                 return
-            if expected is None or expected.op not in _BENIGN:
+            if expected is None or expected.op not in BENIGN:
                 text = f"the cut network runs {node.op} here" if expected else f"the cut network also runs {node.op}"
                 self.mismatch(expected or self._expected[-1], text)
                 raise DivergenceError(text)
@@ -140,7 +138,7 @@ class Replay:
 
     def end(self) -> None:
         """Check that the dense network has no operator left that the cut one did not run."""
-        left = [n for n in self._expected[self._next :] if n.op not in _BENIGN]
+        left = [n for n in self._expected[self._next :] if n.op not in BENIGN]
         if left and not self.mismatches:
             self.mismatch(left[0], "is not run by the cut network")
 
@@ -153,7 +151,7 @@ class Replay:
         for expected in self._expected[self._next :]:
             if _ALIKE.get(expected.op, expected.op) == "aten::view":
                 return expected, self.predicted_shape(expected.outputs[0])
-            if expected.op not in _BENIGN:
+            if expected.op not in BENIGN:
                 break
         return None
 
@@ -247,7 +245,7 @@ class Replay:
 
 def _origin(nodes: list[Node], index: int, output: int) -> tuple[int, int]:
     """Where a tensor comes from, operators that change no value aside."""
-    while nodes[index].op in _BENIGN and nodes[index].sources:
+    while nodes[index].op in BENIGN and nodes[index].sources:
         index, output = nodes[index].sources[0]
     return index, output
 

@@ -50,6 +50,8 @@ def layer_changes(model: nn.Module, graph: DependencyGraph, present: Mask) -> tu
     for path, module in modules.items():
         if isinstance(module, nn.MultiheadAttention):
             changes |= {(c.module, c.name): c for c in _attention_changes(path, module, graph, present)}
+        elif isinstance(module, nn.RNNBase):
+            changes |= {(c.module, c.name): c for c in _recurrent_changes(path, module, graph, present)}
     return tuple(changes.values())
 
 
@@ -91,6 +93,21 @@ def _attention_changes(
             old = getattr(holder, name)
             if new != old:
                 yield AttributeChange(where, name, old, new)
+
+
+def _recurrent_changes(
+    path: str, module: nn.RNNBase, graph: DependencyGraph, present: Mask
+) -> Iterator[AttributeChange]:
+    """The sizes that a recurrent layer holds, by the axes of its first weights."""
+    axes = {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hh_l0", 1)}
+    if module.proj_size:
+        axes |= {"hidden_size": ("weight_hr_l0", 1), "proj_size": ("weight_hr_l0", 0)}
+    for name, (tensor, dim) in axes.items():
+        found = graph.space.by_tensor.get(f"{path}.{tensor}" if path else tensor)
+        if found is not None:
+            old, new = getattr(module, name), int(present[found[dim].ids].sum())
+            if new != old:
+                yield AttributeChange(path, name, old, new)
 
 
 def _held_by(kind: type[nn.Module]) -> frozenset[str]:
