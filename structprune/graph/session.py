@@ -19,6 +19,7 @@ from structprune.graph.relabel import can_relabel, relabel
 from structprune.graph.slices import Coupling, Labels, SliceSpace
 from structprune.graph.tracer import Observer, Tracer
 from structprune.inputs import Invocations, infer_inputs, read_inputs
+from structprune.meta.caches import caches_restored
 from structprune.meta.forward import brief, not_inferred, running, way_on
 from structprune.meta.replica import duplicate, like_parameter, meta_replica, named_tensors, to_meta
 from structprune.meta.run import run_on_meta
@@ -137,7 +138,7 @@ def follow(model: nn.Module, calls: Invocations, observer: Observer, labels: dic
     for name, tensor in named_tensors(model).items():
         tracer.know(name, tensor, labels[name])
     held: list[tuple[int, int, Labels]] = []
-    with running(model, record.training):
+    with running(model, record.training), caches_restored(model):
         for call in calls:
             out = tracer.forward(model, partial(call, model))
             found = output_tensors(out)

@@ -18,6 +18,7 @@ from structprune.errors import InputError, ModelError
 from structprune.inputs import Invocations, infer_inputs, read_inputs
 from structprune.measure.quantities import scaled
 from structprune.meta.formulas import nbytes, operator_flops, written_bytes
+from structprune.meta.caches import caches_restored
 from structprune.meta.forward import ConstantsSeen, brief, module_paths, not_inferred, running, way_on
 from structprune.meta.replica import meta_replica, to_meta
 from structprune.meta.run import run_on_meta
@@ -170,6 +171,7 @@ def _count(model: nn.Module, calls: Invocations, training: bool) -> FlopCount:
     on_meta = [call.mapped(to_meta) for call in calls]
     with (
         running(replica, training),
+        caches_restored(replica),
         _within(replica, mode.stack, training),
         torch.set_grad_enabled(training),
         ConstantsSeen(),
