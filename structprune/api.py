@@ -110,7 +110,7 @@ def plan_pruning(
     if not plan.kept and _asks_for_something(settings):
         raise NothingToPruneError(_nothing(plan))
     if plan.kept and not settings.allow_untraced:
-        _check_untraced(plan, resolved.graph)
+        _check_untraced(model, plan, resolved.graph)
     return plan
 
 
@@ -199,14 +199,10 @@ def _nothing(plan: Plan) -> str:
     return f"Not one channel of this {plan.model} can be removed with these options:\n  {shown}{more}{advice}"
 
 
-def _check_untraced(plan: Plan, graph: DependencyGraph) -> None:
-    """An unread parameter of a size that changes may belong to code that the examples did not reach."""
-    cut_sizes = {plan.shapes[name][dim] for name, dims in plan.kept.items() for dim in dims}
-    lost = [
-        name
-        for name in graph.untouched
-        if name not in plan.kept and any(size in cut_sizes and size > 1 for size in plan.shapes[name])
-    ]
+def _check_untraced(model: nn.Module, plan: Plan, graph: DependencyGraph) -> None:
+    """An unread parameter of a size that changes beside it may belong to code that the examples did not reach."""
+    parameters = {name for name, _ in model.named_parameters()}
+    lost = [n for n in graph.untouched if n not in plan.kept and _meets_cut(plan, n, farther=n in parameters)]
     if lost:
         shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         raise UntracedParameterError(
@@ -214,3 +210,18 @@ def _check_untraced(plan: Plan, graph: DependencyGraph) -> None:
             "later could break. Give example_inputs that reach them (a list of calls takes several), or "
             "allow_untraced=True if nothing reads them."
         )
+
+
+def _meets_cut(plan: Plan, name: str, *, farther: bool) -> bool:
+    """Whether a tensor's module loses channels of one of its sizes; ``farther``: or the first around it that loses any.
+
+    Buffers are often copies and tables that nothing reads any more.
+    """
+    sizes = {size for size in plan.shapes[name] if size > 1}
+    around = name
+    while around:
+        around = around.rpartition(".")[0]
+        inside = [n for n in plan.kept if not around or n.startswith(f"{around}.")]
+        if inside or not farther:
+            return not sizes.isdisjoint(plan.shapes[n][dim] for n in inside for dim in plan.kept[n])
+    return False

@@ -230,11 +230,24 @@ def test_squeeze_in_place() -> None:
     assert small is not None and small.c1.out_channels == 16
 
 
+def only_single(y: Tensor, _module: nn.Module) -> Tensor:
+    if y.dtype != torch.float32:
+        raise RuntimeError("single precision only")
+    return y
+
+
 def test_the_proof_says_why_a_model_cannot_run() -> None:
-    model = Middle(lambda y, m: y.float())
+    model = Middle(only_single)
     small = structprune.prune_model(model, 0.5, example_inputs=X.float(), round_to=1)
     proof = structprune.prove(model, small, X.float())
     assert not proof and "the dense model does not run in float64: RuntimeError" in proof.reason
+
+
+def test_the_proof_computes_in_float64_where_the_forward_asks_for_less() -> None:
+    model = Middle(lambda y, m: y.float())
+    small = structprune.prune_model(model, 0.5, example_inputs=X.float(), round_to=1)
+    proof = structprune.prove(model, small, X.float())
+    assert proof and proof.max_error < 1e-12
 
 
 def test_weight_standardisation_by_a_reshape() -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from structprune.graph.call import Effect
 from structprune.graph.operators import Operator
-from structprune.graph.record import Choice, Node, Record, Tie
+from structprune.graph.record import Choice, Node, Place, Record, Tie
 from structprune.graph.slices import Coupling, Ids, Labels, SliceSpace
 
 T = TypeVar("T")
@@ -22,11 +22,13 @@ class Decisions:
     Attributes:
         readings: The readings to take by source line and operator, see ``reading_key``: the first that is possible.
         frozen: Reasons by mode (training or not) and node.
+        held: Reasons by dimension that must stay.
         ties: Dimensions that lose the same share.
     """
 
     readings: Readings = field(default_factory=dict)
     frozen: Mapping[tuple[bool, int], str] = field(default_factory=dict)
+    held: Mapping[Place, str] = field(default_factory=dict)
     ties: tuple[Tie, ...] = ()
 
     def reading(self, key: str, *order: str) -> Decisions:

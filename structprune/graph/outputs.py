@@ -48,7 +48,7 @@ def _collect(value: Any, path: str, into: list[torch.Tensor], found: Outputs, se
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             _collect(getattr(value, field.name), f"{path}.{field.name}", into, found, seen)
-    elif isinstance(getattr(value, "__dict__", None), dict) and not callable(value):
+    elif getattr(value, "__dict__", None) and not callable(value):
         if id(value) not in seen:
             seen.add(id(value))
             for name, item in vars(value).items():

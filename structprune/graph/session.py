@@ -58,6 +58,11 @@ class Session:
             record = next(r for r in records if r.training == training)
             for _, ids in record.labelled(record.nodes[index]):
                 coupling.freeze(ids, f"{reason} ({record.nodes[index].where})")
+        for place, reason in decisions.held.items():
+            record = next(r for r in records if r.training == place.training)
+            held = record.labels_at(place)
+            if held is not None:
+                coupling.freeze(held, reason)
         return DependencyGraph(self.model_name, space, coupling, records, self.notes, decisions.ties)
 
     def _trace(self, readings: Readings) -> tuple[SliceSpace, Coupling, list[Record]]:

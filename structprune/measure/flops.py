@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from structprune.errors import InputError, ModelError
 from structprune.inputs import Invocations, infer_inputs, read_inputs
 from structprune.measure.quantities import scaled
-from structprune.meta.formulas import nbytes, operator_flops, written_bytes
 from structprune.meta.caches import caches_restored
+from structprune.meta.formulas import nbytes, operator_flops, written_bytes
 from structprune.meta.forward import ConstantsSeen, brief, module_paths, not_inferred, running, way_on
 from structprune.meta.replica import meta_replica, to_meta
 from structprune.meta.run import run_on_meta

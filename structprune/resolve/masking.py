@@ -43,9 +43,13 @@ def in_double(arguments: Any) -> Any:
     """The arguments of an operator that is to compute in float64 though the forward asks for less (norms often do)."""
     if isinstance(arguments, dict):
         return {name: in_double(value) for name, value in arguments.items()}
-    if isinstance(arguments, (list, tuple)) and any(isinstance(a, torch.dtype) for a in arguments):
+    if isinstance(arguments, (list, tuple)):
         return type(arguments)(in_double(value) for value in arguments)
-    return torch.float64 if isinstance(arguments, torch.dtype) and arguments.is_floating_point else arguments
+    if isinstance(arguments, torch.dtype):
+        return torch.float64 if arguments.is_floating_point else arguments
+    if isinstance(arguments, torch.Tensor) and arguments.is_floating_point() and arguments.dtype != torch.float64:
+        return arguments.double()  # an input that a callable makes
+    return arguments
 
 
 class MaskedRun:

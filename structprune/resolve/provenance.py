@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ class Holder:
 
 
 Origin = Holder | Place
+T = TypeVar("T")
 
 
 class HeldInt(int):
@@ -68,22 +69,53 @@ class HeldInt(int):
         return sorted(found, key=lambda p: (p.node, p.index, p.dim))
 
 
-def _arithmetic(name: str) -> Callable[..., Any]:
-    original = getattr(int, name)
+class HeldFloat(float):
+    """A number computed from remembering integers: a scale that depends on a size."""
 
-    def operation(self: HeldInt, *others: Any) -> Any:
+    origins: frozenset[Origin]
+
+    def __new__(cls, value: float, origins: frozenset[Origin]) -> HeldFloat:
+        """A number of this value with these origins."""
+        made = super().__new__(cls, value)
+        made.origins = origins
+        return made
+
+    def __deepcopy__(self, memo: Any) -> HeldFloat:
+        """As for integers."""
+        return self
+
+
+def _remembering(value: Any, *operands: Any) -> Any:
+    """A number with the origins of those that it was computed from."""
+    origins = frozenset[Origin]().union(*(o.origins for o in operands if isinstance(o, (HeldInt, HeldFloat))))
+    if type(value) is int:
+        return HeldInt(value, origins)
+    return HeldFloat(value, origins) if type(value) is float else value
+
+
+def _arithmetic(kind: type, name: str) -> Callable[..., Any]:
+    original = getattr(kind, name)
+
+    in_float = getattr(float, name, None)
+
+    def operation(self: Any, *others: Any) -> Any:
         value = original(self, *others)
-        if type(value) is not int:
-            return value
-        return HeldInt(value, self.origins.union(*(o.origins for o in others if isinstance(o, HeldInt))))
+        if value is NotImplemented and in_float is not None:
+            value = in_float(float(self), *map(float, others)) if _are_floats(others) else value
+        return _remembering(value, self, *others)
 
     return operation
 
 
-for _name in "add sub mul floordiv mod neg".split():
+def _are_floats(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(value, float) for value in values)
+
+
+for _name in "add sub mul floordiv mod neg pow truediv".split():
     for _variant in (f"__{_name}__", f"__r{_name}__"):
-        if hasattr(int, _variant):
-            setattr(HeldInt, _variant, _arithmetic(_variant))
+        for _remembers, _kind in ((HeldInt, int), (HeldFloat, float)):
+            if hasattr(_kind, _variant):
+                setattr(_remembers, _variant, _arithmetic(_kind, _variant))
 
 
 def hold_sizes(model: nn.Module) -> None:
@@ -127,6 +159,7 @@ class Arrivals(TorchFunctionMode):
         self._twins: list[int | None] = []
         self._next = 0
         self._log: list[tuple[int, int, list[Arrival]]] = []
+        self._numbers: list[tuple[int, int, list[HeldFloat | HeldInt]]] = []
         self.comparisons: list[Comparison] = []
 
     def __enter__(self) -> Arrivals:
@@ -144,6 +177,11 @@ class Arrivals(TorchFunctionMode):
         """The integers that reached a node, those of the innermost function first."""
         hits = [(end - start, found) for start, end, found in self._log if start <= node < end]
         return [i for _, found in sorted(hits, key=lambda hit: hit[0]) for i in found]
+
+    def extents_behind(self, node: int) -> list[Place]:
+        """The extents that the numbers which reached a node were computed from."""
+        hits = [i for start, end, numbers in self._numbers if start <= node < end for i in numbers]
+        return [o for number in hits for o in number.origins if isinstance(o, Place)]
 
     def compared(self, left: HeldInt, right: HeldInt) -> None:
         """Log a comparison."""
@@ -170,11 +208,14 @@ class Arrivals(TorchFunctionMode):
     ) -> Any:
         """Run a function and log what it was given."""
         kwargs = kwargs or {}
-        found = _shape_asked(func, args, kwargs) or [Arrival(i, None) for i in _held_ints((args, kwargs))]
-        start = self._position() if found else 0
+        found = _shape_asked(func, args, kwargs) or [Arrival(i, None) for i in _held((args, kwargs), HeldInt)]
+        numbers: list[HeldFloat | HeldInt] = [*_held((args, kwargs), HeldFloat), *_held((args, kwargs), HeldInt)]
+        start = self._position() if numbers else 0
         out = func(*args, **kwargs)
         if found:
             self._log.append((start, self._position(), found))
+        if numbers:
+            self._numbers.append((start, self._position(), numbers))
         if func is torch.Tensor.size or func == _SHAPE:
             return self._remembering(args[0], out, args[1:] or tuple(kwargs.values()))
         return out
@@ -227,13 +268,13 @@ def _note_comparison(left: HeldInt, right: object) -> None:
         arrivals.compared(left, right)
 
 
-def _held_ints(value: Any) -> Iterator[HeldInt]:
-    if isinstance(value, HeldInt):
+def _held(value: Any, kind: type[T]) -> Iterator[T]:
+    if isinstance(value, kind):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _held_ints(item)
+            yield from _held(item, kind)
     elif isinstance(value, dict):
-        yield from _held_ints(list(value.values()))
+        yield from _held(list(value.values()), kind)
     elif isinstance(value, slice):
-        yield from _held_ints((value.start, value.stop, value.step))
+        yield from _held((value.start, value.stop, value.step), kind)

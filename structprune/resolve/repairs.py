@@ -93,6 +93,14 @@ class Proposals:
             _compatible([*reversed(direct), *reversed(indirect), *loose]),
         ]
 
+    def behind(self, graph: DependencyGraph, mismatch: Mismatch) -> list[Place]:
+        """The dimensions whose sizes the number was computed from that an operator was given."""
+        record = graph.record(mismatch.training)
+        if not mismatch.of_number:
+            return []
+        places = dict.fromkeys(self._arrivals(record).extents_behind(mismatch.node.index))
+        return [place for place in places if record.labels_at(place) is not None]
+
     def alike(self, graph: DependencyGraph, repair: Repair) -> list[Repair]:
         """The same repair in the other modules of the same class: what one block needs, all of them do."""
         record = graph.record(repair.place.training)
@@ -145,6 +153,10 @@ class Repairs:
     def ties(self) -> tuple[Tie, ...]:
         """The widths that lose the same share."""
         return tuple(dict.fromkeys(p for a in self._attempts.values() for p in a.proposals if isinstance(p, Tie)))
+
+    def behind(self, graph: DependencyGraph, mismatch: Mismatch) -> list[Place]:
+        """The dimensions whose sizes the number was computed from that an operator was given."""
+        return self._proposals.behind(graph, mismatch)
 
     def restart(self) -> None:
         """Forget everything: the labels mean something else now."""

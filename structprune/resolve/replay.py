@@ -23,11 +23,15 @@ _ALIKE = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::vie
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Where a cut network does something else than the dense one with fewer channels."""
+    """Where a cut network does something else than the dense one with fewer channels.
+
+    ``of_number``: it computes with another number, which depends on a size.
+    """
 
     training: bool
     node: Node
     text: str
+    of_number: bool = False
 
     def __str__(self) -> str:
         return f"{self.node.where}: {self.text}"
@@ -90,7 +94,8 @@ class Replay:
         if node.scalars != expected.scalars:
             for (name, got), (_, dense) in zip(node.scalars, expected.scalars, strict=False):
                 if got != dense:
-                    self.mismatch(expected, f"its number {name!r} becomes {got}, was {dense}: it depends on the size")
+                    text = f"its number {name!r} becomes {got}, was {dense}: it depends on the size"
+                    self.mismatch(expected, text, of_number=True)
 
     def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operator; hand on what was predicted where something else comes out."""
@@ -155,9 +160,9 @@ class Replay:
                 break
         return None
 
-    def mismatch(self, node: Node, text: str) -> None:
+    def mismatch(self, node: Node, text: str, *, of_number: bool = False) -> None:
         """Note a difference."""
-        self.mismatches.append(Mismatch(self.record.training, node, text))
+        self.mismatches.append(Mismatch(self.record.training, node, text, of_number))
 
     def kept(self, ids: Ids) -> Ids:
         """The slices among ``ids`` that are present; arrays shared by many operators are cut once."""
@@ -240,7 +245,8 @@ class Replay:
         for got, expected in zip(node.constants, dense.constants, strict=False):
             if got.shape == expected.shape and not torch.equal(got, expected):
                 numbers = [t.flatten()[:3].tolist() for t in (got, expected)]
-                self.mismatch(dense, f"a constant becomes {numbers[0]}, was {numbers[1]}: it depends on the size")
+                text = f"a constant becomes {numbers[0]}, was {numbers[1]}: it depends on the size"
+                self.mismatch(dense, text, of_number=True)
 
 
 def _origin(nodes: list[Node], index: int, output: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from structprune.errors import StructPruneError
 from structprune.graph.discovery import Decisions, reading_key
 from structprune.graph.groups import DependencyGraph
-from structprune.graph.record import Choice, Node, Record
+from structprune.graph.record import Choice, Node, Place, Record
 from structprune.graph.rules.movement import FROZEN
 from structprune.graph.session import Session
 from structprune.graph.slices import Ids, Mask
@@ -59,7 +59,7 @@ def resolve(session: Session, choose: Chooser) -> Resolved:
         if not trial.mismatches:
             return Resolved(graph, present, cut, trial.macs)
         if not repairs.advance(graph, trial.mismatches):
-            revised = _revised(session, graph, decisions, trial.mismatches, ranking)
+            revised = _revised(session, graph, decisions, trial.mismatches, ranking, repairs)
             if revised.readings != decisions.readings:
                 repairs.restart()
             decisions = revised
@@ -155,15 +155,17 @@ def _revised(
     decisions: Decisions,
     mismatches: tuple[Mismatch, ...],
     ranking: dict[str, tuple[str, ...]],
+    repairs: Repairs,
 ) -> Decisions:
     """Take the next reading where there is one; else freeze what meets at the operators.
 
     Not both in one round: a reading that is wrong may be what the later operators trip over.
     """
-    readings, frozen = dict(decisions.readings), dict(decisions.frozen)
+    readings, frozen, held = dict(decisions.readings), dict(decisions.frozen), dict(decisions.held)
     advanced: set[str] = set()
     for mismatch in mismatches:
-        questions = _questions(graph, mismatch)
+        behind = [p for p in repairs.behind(graph, mismatch) if p not in held]
+        questions = _questions(graph, mismatch, behind)
         if not advanced.isdisjoint(questions):
             continue
         for key, choice in questions.items():
@@ -176,19 +178,26 @@ def _revised(
                 break
         else:
             reason = f"cannot shrink here: {mismatch.text}"
+            if behind:
+                held |= dict.fromkeys(behind, f"{reason} ({mismatch.node.where})")
+                continue
             for index in _freezable(graph, decisions, mismatch):
                 frozen[mismatch.training, index] = reason
                 for twin in _frozen_alike(session, graph, decisions, mismatch.training, index):
                     frozen.setdefault((mismatch.training, twin), reason)
-    return Decisions(readings, decisions.frozen if advanced else frozen, decisions.ties)
+    if advanced:
+        return replace(decisions, readings=readings)
+    return replace(decisions, frozen=frozen, held=held)
 
 
-def _questions(graph: DependencyGraph, mismatch: Mismatch) -> dict[str, Choice]:
+def _questions(graph: DependencyGraph, mismatch: Mismatch, behind: list[Place]) -> dict[str, Choice]:
     """What may be read in another way: the operator itself, else those in its module that split its labels before."""
     node, record = mismatch.node, graph.record(mismatch.training)
     if node.choices:
         return {reading_key(node, question): choice for question, choice in node.choices.items()}
-    channels = [graph.roots[ids] for ids in _labels_at(record, node)]
+    # Where it is known whose size made a number, those channels are to be looked at, not those that meet it.
+    sources = [record.labels_at(place) for place in behind] or _labels_at(record, node)
+    channels = [graph.roots[ids] for ids in sources if ids is not None]
     if not channels:
         return {}
     own = np.unique(np.concatenate(channels))

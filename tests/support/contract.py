@@ -21,7 +21,7 @@ from structprune.graph.session import follow
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocation
 from structprune.meta.signature import tensors_of
-from structprune.resolve.masking import MaskedRun
+from structprune.resolve.masking import MaskedRun, in_double
 from structprune.resolve.replay import Replay
 
 Function = Callable[..., Any]
@@ -90,7 +90,7 @@ def traced(case: Case, tensors: Sequence[torch.Tensor]) -> Traced:
     space = SliceSpace()
     coupling = Coupling(space)
     labels = {str(i): space.add_tensor(str(i), t.shape) for i, t in enumerate(tensors)}
-    observer = _Forced(space, coupling, {}, lambda op, a, k: op.func(*a, **k), training=False)
+    observer = _Forced(space, coupling, {}, lambda op, a, k: op.func(*in_double(a), **in_double(k)), training=False)
     observer.reading = case.reading
     outputs: list[Labels] = []
 
@@ -98,7 +98,7 @@ def traced(case: Case, tensors: Sequence[torch.Tensor]) -> Traced:
         return model()
 
     record = follow(Holder(case.function, tensors), [Invocation(function=run)], observer, labels)
-    for tensor in tensors_of(record.results[0]):
+    for tensor in record.results:
         value = getattr(tensor, "_structprune", None)
         outputs.append(value.labels if value is not None else labels["0"])
     pieces = [ids for node in record.nodes for ids in node.pieces]
@@ -197,7 +197,7 @@ def _through_surrogates(
             raise ContractBroken(f"{case.name}: {error}") from error
         if replay.mismatches:
             raise ContractBroken(f"{case.name}: {replay.mismatches[0]}")
-        results.append(tensors_of(record.results[0]))
+        results.append(record.results)
     return results[0], results[1]
 
 

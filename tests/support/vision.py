@@ -23,6 +23,7 @@ _SCHEMAS = """
     _deform_conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)
 """
 _LIBRARIES: list[torch.library.Library] = []
+_WITH_ATTENTION = ("vit_", "swin", "maxvit")
 
 
 def torchvision() -> ModuleType:
@@ -40,7 +41,7 @@ def torchvision() -> ModuleType:
 def classification_models() -> list[str]:
     """Torchvision's classification models without attention: 68 of 80."""
     names = torchvision().models.list_models(module=torchvision().models)
-    return [n for n in names if not n.startswith(("vit_", "swin", "maxvit"))]
+    return [n for n in names if not n.startswith(_WITH_ATTENTION)]
 
 
 class Published(NamedTuple):
@@ -74,4 +75,6 @@ def build(name: str, **options: Any) -> nn.Module:
 
 def image_size(name: str) -> int:
     """A small image that the model takes in both modes."""
+    if name.startswith(_WITH_ATTENTION):
+        return 224
     return 299 if name == "inception_v3" else 224 if name in ("googlenet", "alexnet") else 96

@@ -8,6 +8,8 @@ from structprune.graph.call import Call, normalised
 from structprune.graph.operators import rule
 from structprune.graph.slices import Ids, Labels
 
+_MASKS = (torch.bool, torch.uint8)
+
 
 @rule("select")
 def select(call: Call) -> Labels:
@@ -45,20 +47,24 @@ def advanced_index(call: Call) -> Labels:
     used = [d for d, index in enumerate(indices) if index is not None]
     for dim, index in enumerate(indices):
         if index is not None:
-            width = index.ndim if index.dtype in (torch.bool, torch.uint8) else 1
-            for covered in range(dim, dim + width):
-                call.freeze(labels[covered], "is indexed by position")
+            width = index.ndim if index.dtype in _MASKS else 1
+            for indexed in range(dim, dim + width):
+                call.freeze(labels[indexed], "is indexed by position")
             for ids in call.labels(index):
                 call.freeze(ids, "is an index")
-    rank = len(call.out.shape)
-    # With one index the result takes its place; with several, adjacent or not, only what lies
-    # before and behind them in the same order is sure.
-    if len(used) == 1 and indices[used[0]].dtype not in (torch.bool, torch.uint8):  # type: ignore[union-attr]
-        dim = used[0]
-        return (*labels[:dim], *(None,) * (rank - len(labels) + 1), *labels[dim + 1 :])
-    for ids in labels:
-        call.freeze(ids, "is a dimension of a tensor indexed in several dimensions")
-    return (None,) * rank
+    if not used:
+        return labels
+    # The indices become the dimensions that they have when broadcast: in the place of the indexed
+    # ones, or in front where others lie between those. A mask covers as many dimensions as it has.
+    covered = [
+        d
+        for at in used
+        for d in range(at, at + (indices[at].ndim if indices[at].dtype in _MASKS else 1))  # type: ignore[union-attr]
+    ]
+    made: Labels = (None,) * (len(call.out.shape) - len(labels) + len(covered))
+    if covered == list(range(covered[0], covered[0] + len(covered))):
+        return (*labels[: covered[0]], *made, *labels[covered[-1] + 1 :])
+    return (*made, *(ids for d, ids in enumerate(labels) if d not in covered))
 
 
 @rule("embedding")
