@@ -37,6 +37,8 @@ class Repair:
 
 
 Proposal = Repair | Tie
+# Numbers made of more sizes than this are not taken apart.
+_MOST_HOLDERS = 3
 Site = tuple[bool, int]
 
 
@@ -57,40 +59,40 @@ class Proposals:
 
     def stages(self, graph: DependencyGraph, mismatch: Mismatch) -> list[list[Proposal]]:
         """What could be done about a mismatch, the surest first; each stage adds to the one before."""
+        if mismatch.of_number:
+            return []
         record = graph.record(mismatch.training)
-        node = mismatch.node
-        places = list(record.labelled(node))
+        places = list(record.labelled(mismatch.node))
         sizes = {place: len(ids) for place, ids in places}
-        direct: list[Proposal] = []
-        indirect: list[Proposal] = []
-        for reached, dim in self._arrivals(record).at(node.index):
-            fitting = [place for place, _ in places if sizes[place] == reached and _sets(dim, place)]
-            only = len(reached.origins) == 1
-            for place in fitting:
-                (direct if only else indirect).extend(Repair(h, place, int(reached)) for h in reached.holders)
-        direct += self._compared(graph, mismatch)
+        direct = list(self._compared(graph, mismatch))
+        # Of a number made of several sizes only one follows; which, is tried in turn.
+        in_turn: list[list[Proposal]] = [[] for _ in range(_MOST_HOLDERS)]
         ties: list[Proposal] = []
         loose: list[Proposal] = []
-        for reached, dim in self._arrivals(record).at(node.index):
+        for reached, dim in self._arrivals(record).at(mismatch.node.index):
+            fitting = [place for place, _ in places if sizes[place] == reached and _sets(dim, place)]
+            only = len(reached.origins) == 1
+            if only:
+                direct += [Repair(h, place, int(reached)) for place in fitting for h in reached.holders]
+            elif fitting:
+                for turn, holder in zip(in_turn, reached.holders, strict=False):
+                    turn.append(Repair(holder, fitting[0], int(reached)))
             for extent in reached.extents:
+                other = record.labels_at(extent)
                 for place, ids in places:
-                    other = record.labels_at(extent)
-                    if other is None or place == extent or _alike(graph, ids, other):
-                        continue
-                    fits = len(reached.origins) == 1 and sizes[place] == reached and _sets(dim, place)
-                    (ties if fits else loose).append(Tie(place, extent))
-        first = _compatible(direct)
-        second = _compatible([*first, *ties])
+                    if other is not None and place != extent and not _alike(graph, ids, other):
+                        (ties if only and place in fitting else loose).append(Tie(place, extent))
+        first, second = _compatible(direct), _compatible([*direct, *ties])
         return [
             first,
             second,
-            _compatible([*first, *indirect]),
-            _compatible([*second, *indirect]),
+            *(_compatible([*first, *turn]) for turn in in_turn),
+            *(_compatible([*second, *turn]) for turn in in_turn),
             _compatible([*first, *loose]),
-            _compatible([*first, *indirect, *loose]),
+            *(_compatible([*first, *turn, *loose]) for turn in in_turn),
             # The same holder may follow another dimension of the same size.
             _compatible([*reversed(direct), *ties]),
-            _compatible([*reversed(direct), *reversed(indirect), *loose]),
+            _compatible([*reversed(direct), *in_turn[0], *loose]),
         ]
 
     def behind(self, graph: DependencyGraph, mismatch: Mismatch) -> list[Place]:
@@ -176,7 +178,8 @@ class Repairs:
                 attempt = self._attempts.setdefault(site, _Attempt())
                 stages = self._proposals.stages(graph, mismatch)
                 for stage in range(attempt.stage + 1, len(stages)):
-                    if any(p not in in_force for p in stages[stage]):
+                    new = set(stages[stage])
+                    if not new <= in_force and new != set(attempt.proposals):
                         upcoming[site] = stage, stages[stage]
                         break
                 else:

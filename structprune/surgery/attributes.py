@@ -161,8 +161,8 @@ def _sizes_in(path: str, prefix: str, names: dict[str, Any], found: list[HeldSiz
             continue
         if _is_size(value):
             found.append(HeldSize(path, name, None, value))
-        elif type(value) in (list, tuple) and value and all(map(_is_size, value)):
-            found += [HeldSize(path, name, i, v) for i, v in enumerate(value)]
+        elif type(value) in (list, tuple) and all(type(v) is int or _is_size(v) for v in value):
+            found += [HeldSize(path, name, i, v) for i, v in enumerate(value) if _is_size(v)]
         elif depth < _DEEPEST and id(value) not in seen:
             inside = _attributes_of(value)
             if inside:

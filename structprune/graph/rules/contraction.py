@@ -27,8 +27,7 @@ def convolution(call: Call) -> Labels:
     transposed = bool(call["transposed"]) if "transposed" in call else False
     kernel_rank = len(call.shape(weight)) - 2
     channel = len(call.shape(x)) - kernel_rank - 1
-    for ids in call.labels(x)[channel + 1 :]:
-        call.freeze(ids, "is slid over by a kernel")
+    beside = [_beside(call, ids, d) for d, ids in enumerate(call.labels(x)[channel + 1 :])]
     for ids in call.labels(weight)[2:]:
         call.freeze(ids, "is a kernel's extent")
 
@@ -43,7 +42,20 @@ def convolution(call: Call) -> Labels:
     call.size("in_channels", call.labels(x)[channel])
     call.size("out_channels", out)
     lead = call.labels(x)[:channel]
-    return (*lead, out, *(None,) * kernel_rank)
+    return (*lead, out, *beside)
+
+
+def _beside(call: Call, ids: Ids | None, spatial: int) -> Ids | None:
+    """A spatial dimension: a kernel of one tap treats every position alike, a larger one slides over them."""
+    if ids is None:
+        return None
+    settings = [call[name] if name in call else (0,) for name in ("stride", "dilation", "padding", "output_padding")]
+    stride, _, padding, more = (s[spatial] if len(s) > 1 else s[0] for s in settings)
+    taps = call.shape(call.tensors[1])[2 + spatial]
+    if call.remember(f"one tap {spatial}", (taps, stride, padding, more) == (1, 1, 0, 0)):
+        return ids
+    call.freeze(ids, "is slid over by a kernel")
+    return None
 
 
 def _grouped(call: Call, x: torch.Tensor, channel: int, weight: torch.Tensor, groups: int) -> Ids | None:

@@ -79,9 +79,21 @@ def embedding(call: Call) -> Labels:
 
 @rule("gather")
 def gather(call: Call) -> Labels:
-    """``x[index]`` along one dimension."""
-    call.freeze_all("is indexed by position")
-    return (None,) * len(call.out.shape)
+    """``x[index]`` along one dimension; along the others the index may only repeat itself."""
+    x, index = call["self"], call["index"]
+    dim = normalised(call["dim"], max(x.ndim, 1))
+    labels: list[Ids | None] = []
+    for d, (ids, of_index) in enumerate(zip(call.labels(x), call.labels(index), strict=True)):
+        if d == dim:
+            call.freeze(ids, "is indexed by position")
+            labels.append(of_index)
+        elif call.remember(f"whole {d}", call.shape(x)[d] == call.shape(index)[d]):
+            call.couple(ids, of_index, "is indexed by a table of fixed size")
+            labels.append(ids if of_index is not None else None)
+        else:
+            call.freeze(ids, "is indexed in part")
+            labels.append(None)
+    return tuple(labels)
 
 
 @rule("scatter", "scatter_add", "index_put", "index_add", "index_copy", "masked_scatter", "scatter_reduce")
