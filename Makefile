@@ -27,8 +27,8 @@ types: $(VENV)/.test-installed
 unit: $(VENV)/.test-installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-zoo: $(VENV)/.test-installed
-	$(BIN)/python -m tests.zoo --markdown docs/zoo.md
+zoo: $(VENV)/.zoo-installed
+	$(BIN)/python -m tests.zoo --jobs 2 --markdown docs/zoo.md
 
 bench: $(VENV)/.test-installed
 	$(BIN)/python -m tests.bench.planning --markdown build/bench/1-planning.md
@@ -52,4 +52,10 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml .ci/constraints.txt
 $(VENV)/.test-installed: $(VENV)/.installed
 	$(PIP) --no-deps $(TORCHVISION)
 	$(PIP) --editable '.[test]'
+	touch $@
+
+# timm asks for torchvision, too, so that it is installed without what it asks for. Its other needs are light.
+$(VENV)/.zoo-installed: $(VENV)/.test-installed
+	$(PIP) --no-deps timm==1.0.31
+	$(PIP) pyyaml huggingface_hub safetensors 'transformers>=5'
 	touch $@

@@ -65,7 +65,8 @@ class Replay:
         self._kept: dict[int, tuple[Ids, Ids]] = {}
         self._fresh_taken = 0
         self._dense = dense.nodes
-        self._last_write = max((n.index for n in dense.nodes if n.writes), default=-1)
+        self._storages: dict[int, list[torch.UntypedStorage]] = {}
+        self._shared: list[torch.UntypedStorage] = []
         self._twins: dict[int, int] = {}
 
     def start(self, node: Node) -> None:
@@ -82,9 +83,9 @@ class Replay:
                 text = f"the cut network runs {node.op} here" if expected else f"the cut network also runs {node.op}"
                 self.mismatch(expected or self._expected[-1], text)
                 raise DivergenceError(text)
-            if expected.op == "aten::clone" and expected.index < self._last_write:
-                # Of a dimension of one every order is contiguous: what was a copy becomes a view, and is written.
-                self.mismatch(expected, "is no copy any more, and something is written in place later")
+            if expected.op == "aten::clone":
+                # Of a dimension of one every order is contiguous: what was a copy becomes a view.
+                self._shared += self._storages.get(expected.sources[0][0], [])
             self._next += 1
         self._next += 1
         self._matched = expected
@@ -100,6 +101,10 @@ class Replay:
     def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operator; hand on what was predicted where something else comes out."""
         dense = self._matched
+        if op.in_place and self._shared and dense is not None:
+            memory = args[0].untyped_storage()._cdata
+            if any(shared._cdata == memory for shared in self._shared):
+                self.mismatch(dense, "writes into what was a copy in the dense network, and is none any more")
         try:
             out = self._run(dense or node, op, args, kwargs)
         except Exception as error:
@@ -120,6 +125,7 @@ class Replay:
         dense = self._matched
         if dense is None:
             return labels
+        self._storages[dense.index] = [t.untyped_storage() for t in tensors_of(out)]
         self._compare_constants(node, dense)
         if node.places != dense.places:
             self.mismatch(dense, f"its positions become {node.places}, were {dense.places}: they depend on the size")

@@ -76,26 +76,44 @@ def rank_readings(
 
     Whole heads save real time, where narrower ones leave as many small products.
     """
-    ranking = {}
-    for key, readings in ambiguous_readings(session.discover(decisions)).items():
-        left: dict[str, tuple[int, int]] = {}
-        heads: dict[str, int] = {}
-        for reading in readings:
-            graph = session.discover(decisions.reading(key, reading))
-            # Of two that remove as much, the finer one: more channels to choose from.
-            left[reading] = elements_left(graph, choose(graph)), -sum(g.width for g in graph.groups)
-            heads[reading] = sum(len(node.batched) for record in graph.records for node in record.nodes)
-        whole = left[FROZEN][0] if FROZEN in left else None
-        # One that removes no more than freezing is a wrong one.
-        ordered = [r for r in sorted(readings, key=left.__getitem__) if whole is None or left[r][0] < whole]
-        if whole is not None and ordered:
-            enough = whole - _MUCH * (whole - left[ordered[0]][0])
-            whole_heads = max((r for r in ordered if left[r][0] <= enough), key=heads.__getitem__)
-            if heads[whole_heads] > heads[FROZEN]:
-                ordered.insert(0, whole_heads)
-        ranking[key] = tuple(dict.fromkeys((*ordered, *((FROZEN,) if whole is not None else ()))))
+    ranking: dict[str, tuple[str, ...]] = {}
+    questions = ambiguous_readings(session.discover(decisions))
+    again = []
+    for key, readings in questions.items():
+        ranking[key], removes = _ranked(session, choose, decisions, key, readings)
+        decisions = decisions.reading(key, *ranking[key])
+        if not removes:
+            again.append(key)
+    # What removes nothing under the first readings of those that came later may do so under the best.
+    for key in again if len(questions) > 1 else ():
+        ranking[key], _ = _ranked(session, choose, decisions, key, questions[key])
         decisions = decisions.reading(key, *ranking[key])
     return decisions, ranking
+
+
+def _ranked(
+    session: Session, choose: Chooser, decisions: Decisions, key: str, readings: tuple[str, ...]
+) -> tuple[tuple[str, ...], bool]:
+    """The readings of one question in order, and whether the first removes anything."""
+    left: dict[str, tuple[int, int]] = {}
+    heads: dict[str, int] = {}
+    for reading in readings:
+        graph = session.discover(decisions.reading(key, reading))
+        # Of two that remove as much, the finer one: more channels to choose from.
+        left[reading] = elements_left(graph, choose(graph)), -sum(g.width for g in graph.groups)
+        heads[reading] = sum(len(node.batched) for record in graph.records for node in record.nodes)
+    ordered = sorted(readings, key=left.__getitem__)
+    if FROZEN not in readings:
+        return tuple(ordered), True
+    whole = left[FROZEN][0]
+    # One that leaves more than freezing is a wrong one.
+    ordered = [r for r in ordered if r != FROZEN and left[r][0] <= whole]
+    if ordered:
+        enough = whole - _MUCH * (whole - left[ordered[0]][0])
+        whole_heads = max((r for r in ordered if left[r][0] <= enough), key=heads.__getitem__)
+        if heads[whole_heads] > heads[FROZEN]:
+            ordered = list(dict.fromkeys((whole_heads, *ordered)))
+    return (*ordered, FROZEN), bool(ordered) and left[ordered[0]][0] < whole
 
 
 def ambiguous_readings(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
