@@ -15,9 +15,10 @@ from structprune.graph.checks import check_model
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.session import Session
 from structprune.graph.slices import Mask
+from structprune.meta.forward import collection_paused
 from structprune.meta.replica import named_tensors
 from structprune.plan.budget import Selection, eligible_groups, select
-from structprune.plan.importance import l2_scores
+from structprune.plan.importance import Norms
 from structprune.plan.options import Granularity, PruningOptions, Ratio, Settings, read_settings
 from structprune.plan.plan import GroupPlan, Plan
 from structprune.resolve.resolution import Resolved, resolve
@@ -96,16 +97,16 @@ def plan_pruning(
     """
     check_model(model)
     settings = read_settings(ratio, granularity, list(named_tensors(model)), options)
-    session = Session(model, example_inputs)
+    with collection_paused():
+        session, norms = Session(model, example_inputs), Norms(model)
+        selections: dict[int, Selection] = {}
 
-    selections: dict[int, Selection] = {}
+        def choose(graph: DependencyGraph) -> Mask:
+            selections.clear()
+            selections[id(graph)] = _select(norms, graph, settings)
+            return selections[id(graph)].present
 
-    def choose(graph: DependencyGraph) -> Mask:
-        selections.clear()
-        selections[id(graph)] = _select(model, graph, settings)
-        return selections[id(graph)].present
-
-    resolved = resolve(session, choose)
+        resolved = resolve(session, choose)
     plan = _plan(model, resolved, selections[id(resolved.graph)], settings)
     if not plan.kept and _asks_for_something(settings):
         raise NothingToPruneError(_nothing(plan))
@@ -135,12 +136,13 @@ def trace(model: nn.Module, example_inputs: Any = None) -> DependencyGraph:
         scores = np.random.default_rng(0).random(graph.space.size)
         return select(graph, settings, scores).present
 
-    return resolve(Session(model, example_inputs), choose).graph
+    with collection_paused():
+        return resolve(Session(model, example_inputs), choose).graph
 
 
-def _select(model: nn.Module, graph: DependencyGraph, settings: Settings) -> Selection:
+def _select(norms: Norms, graph: DependencyGraph, settings: Settings) -> Selection:
     eligible = eligible_groups(graph, settings)
-    scores = l2_scores(model, graph, (graph.groups[i] for i in eligible))
+    scores = norms.scores(graph, (graph.groups[i] for i in eligible))
     return select(graph, settings, scores)
 
 

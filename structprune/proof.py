@@ -270,9 +270,16 @@ def _first_changed_tensor(plan: Plan, dense: nn.Module, pruned: nn.Module) -> st
         if name in free and tensor.shape != originals[name].shape:
             continue
         expected = sliced(originals[name], cut.kept.get(name, {}))
-        if tensor.device != expected.device or tensor.dtype != expected.dtype or not torch.equal(tensor, expected):
+        if tensor.device != expected.device or tensor.dtype != expected.dtype or not _same_values(tensor, expected):
             return name
     return ""
+
+
+def _same_values(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors hold the same, NaN (of memory that nobody filled) included."""
+    if torch.equal(left, right):
+        return True
+    return left.shape == right.shape and bool(((left == right) | (left.isnan() & right.isnan())).all())
 
 
 def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -24,12 +24,14 @@ class Decisions:
         frozen: Reasons by mode (training or not) and node.
         held: Reasons by dimension that must stay.
         ties: Dimensions that lose the same share.
+        plural: Dimensions that keep at least two, because operators treat a dimension of one in another way.
     """
 
     readings: Readings = field(default_factory=dict)
     frozen: Mapping[tuple[bool, int], str] = field(default_factory=dict)
     held: Mapping[Place, str] = field(default_factory=dict)
     ties: tuple[Tie, ...] = ()
+    plural: tuple[Place, ...] = ()
 
     def reading(self, key: str, *order: str) -> Decisions:
         """These decisions with one more reading, and those to fall back on where that one is not possible."""

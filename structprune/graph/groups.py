@@ -82,6 +82,7 @@ class DependencyGraph:
         records: Sequence[Record],
         notes: Sequence[str],
         ties: Sequence[Tie] = (),
+        plural: Sequence[Place] = (),
     ) -> None:
         self.model = model
         self.space = space
@@ -89,6 +90,7 @@ class DependencyGraph:
         self.notes = tuple(notes)
         self._coupling = coupling
         self._ties = tuple(ties)
+        self._plural = tuple(plural)
         self._freeze_lost_channels()
 
     @cached_property
@@ -129,6 +131,11 @@ class DependencyGraph:
             if left is not None and right is not None:
                 found.append((np.unique(self.roots[left]), np.unique(self.roots[right])))
         return found
+
+    @cached_property
+    def plural(self) -> Mask:
+        """For every slice id whether its channel must not be the only one left along its dimension."""
+        return self._spread(ids for place in self._plural if (ids := self._ids_at(place)) is not None)
 
     def record(self, training: bool) -> Record:
         """The trace of one mode."""

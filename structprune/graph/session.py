@@ -63,21 +63,32 @@ class Session:
             held = record.labels_at(place)
             if held is not None:
                 coupling.freeze(held, reason)
+        wishes = decisions.ties, decisions.plural
+        return DependencyGraph(self.model_name, space, coupling, records, self.notes, *wishes)
+
+    def sketch(self, decisions: Decisions) -> DependencyGraph:
+        """The graph of evaluation alone, without what was frozen: to compare readings by."""
+        if self._recorded is None:
+            return self.discover(decisions)
+        space, coupling, records = self._trace(decisions.readings, [False])
         return DependencyGraph(self.model_name, space, coupling, records, self.notes, decisions.ties)
 
-    def _trace(self, readings: Readings) -> tuple[SliceSpace, Coupling, list[Record]]:
+    def _trace(
+        self, readings: Readings, modes: Iterable[bool] = (False, True)
+    ) -> tuple[SliceSpace, Coupling, list[Record]]:
         space = SliceSpace()
         labels, coupling = self.label(space), Coupling(space)
         observers = [
             Discovery(space, coupling, readings, run_on_meta, training=mode, on_meta=True)
-            for mode in sorted(self.calls)
+            for mode in modes
+            if mode in self.calls
         ]
         if self._recorded is None:
             records = [self.follow(self.replica, observer, labels) for observer in observers]
             if all(map(can_relabel, records)):
                 self._recorded = records
         else:
-            records = [relabel(r, o, labels) for r, o in zip(self._recorded, observers, strict=True)]
+            records = [relabel(self._recorded[o.record.training], o, labels) for o in observers]
         return space, coupling, records
 
     def follow(self, model: nn.Module, observer: Observer, labels: dict[str, Labels]) -> Record:

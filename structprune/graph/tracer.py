@@ -18,7 +18,7 @@ from structprune.graph.call import Call, Recorder
 from structprune.graph.operators import Operator, operator
 from structprune.graph.record import Node, Output, Record, Value
 from structprune.graph.slices import Ids, Labels
-from structprune.meta.formulas import operator_flops
+from structprune.meta.formulas import is_counted, operator_flops
 from structprune.meta.forward import ConstantsSeen, module_paths
 from structprune.meta.signature import tensors_of
 
@@ -233,6 +233,8 @@ def _replay(
 
 def _macs(op: Operator, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
     """Multiply-accumulates of an operator, as ``count_flops`` counts them."""
+    if not is_counted(op):
+        return 0
     try:
         return (operator_flops(op, args, kwargs, out) or 0) // 2
     except AssertionError:

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from structprune.meta.replica import walk
+
 _Cache = type(functools.lru_cache(lambda: None))
 _BY_CLASS: dict[type, frozenset[Any]] = {}
 _BY_MODULE: dict[str, frozenset[Any]] = {}
@@ -22,7 +24,7 @@ def caches_restored(model: nn.Module) -> Iterator[None]:
 
     A cached table may be a tensor on the meta device, which the user's own forward would be handed.
     """
-    caches = frozenset().union(*(_caches_of(type(module)) for module in model.modules()))
+    caches = frozenset().union(*map(_caches_of, {type(module) for _, module in walk(model)}))
     before = {cache: cache.cache_info().misses for cache in caches}
     try:
         yield

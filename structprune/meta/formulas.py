@@ -28,6 +28,11 @@ def operator_flops(op: Signature, args: Sequence[Any], kwargs: dict[str, Any], o
     return 0 if _is_free(op) else None
 
 
+def is_counted(op: Signature) -> bool:
+    """Whether an operator has a formula: all others cost nothing, or are not known."""
+    return op.name in _OWN or op.func._overloadpacket in flop_registry
+
+
 def _is_free(op: Signature) -> bool:
     """Whether an operator has no contraction: moves, compares or adds up entries, or works on each alone."""
     known = _FREE_BY_NAME.get(op.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+
+from structprune.meta.replica import walk
 
 _LONGEST = 300
 
@@ -25,7 +29,7 @@ def running(model: nn.Module, training: bool) -> Iterator[None]:
     fused kernel would be taken depends on sizes and strides.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    modes = {module: module.training for module in model.modules()}
+    modes = {module: module.training for _, module in walk(model)}
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
@@ -65,27 +69,37 @@ def _is_meta(device: Any) -> bool:
 @contextmanager
 def module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """Keep ``stack[-1]`` at the path of the module that runs."""
-    handles = []
+    # One hook for all modules, where one for each would have to be put on and taken off thousands of times.
+    paths = {id(m): path for path, m in walk(model) if not isinstance(m, torch.jit.ScriptModule)}
 
-    def watch(path: str, module: nn.Module) -> None:
-        def enter(_module: nn.Module, _args: Any) -> None:
+    def enter(module: nn.Module, _args: Any) -> None:
+        path = paths.get(id(module))
+        if path is not None:
             stack.append(path)
 
-        def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
+    def leave(module: nn.Module, _args: Any, _out: Any) -> None:
+        if id(module) in paths:
             stack.pop()
 
-        handles.append(module.register_forward_pre_hook(enter, prepend=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-
-    for path, module in model.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule):
-            watch(path, module)
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
         stack.clear()
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Let Python's cycle collector rest: it would look through a growing record again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def brief(error: BaseException) -> str:

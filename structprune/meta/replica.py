@@ -25,15 +25,35 @@ _COPYING = (
 _PLAIN: dict[type[nn.Module], bool] = {}
 
 
+def walk(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """``named_modules`` as a list: the generators of deep networks cost more than what they yield."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+
+    def visit(path: str, module: nn.Module) -> None:
+        if id(module) not in seen:
+            seen.add(id(module))
+            found.append((path, module))
+            prefix = f"{path}." if path else ""
+            for name, child in module._modules.items():
+                if child is not None:
+                    visit(prefix + name, child)
+
+    visit("", model)
+    return found
+
+
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """All parameters and buffers by name; a tied one under its first name only."""
-    found: dict[int, None] = {}
+    found: set[int] = set()
     named: dict[str, torch.Tensor] = {}
-    for pairs in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in pairs:
-            if id(tensor) not in found:
-                found[id(tensor)] = None
-                named[name] = tensor
+    modules = walk(model)
+    for kind in ("_parameters", "_buffers"):
+        for path, module in modules:
+            for name, tensor in getattr(module, kind).items():
+                if tensor is not None and id(tensor) not in found:
+                    found.add(id(tensor))
+                    named[f"{path}.{name}" if path else name] = tensor
     return named
 
 
@@ -67,12 +87,21 @@ def _copied_tree(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     that way still.
     """
     shells = []
-    for module in model.modules():
+    for _, module in walk(model):
         if _is_plain(type(module)):
             shell = memo[id(module)] = object.__new__(type(module))
             shells.append((module, shell))
     for module, shell in shells:
-        shell.__dict__.update({name: _copied(value, memo) for name, value in vars(module).items()})
+        held = shell.__dict__
+        for name, value in vars(module).items():
+            # Most of what a module holds are flags, numbers and empty tables of hooks.
+            kind = type(value)
+            if kind in _ATOMIC:
+                held[name] = value
+            elif not value and (kind is OrderedDict or kind is dict):
+                held[name] = kind()
+            else:
+                held[name] = _copied(value, memo)
     copied: nn.Module = copy.deepcopy(model, memo)
     return copied
 
@@ -111,8 +140,8 @@ def _is_plain(kind: type[nn.Module]) -> bool:
 
 def _check_nothing_shared(model: nn.Module, copied: nn.Module) -> None:
     """A module whose ``__deepcopy__`` returns itself would be cut with the copy."""
-    own = {id(module) for module in model.modules()}
-    for path, module in copied.named_modules():
+    own = {id(module) for _, module in walk(model)}
+    for path, module in walk(copied):
         if id(module) in own:
             raise ModelError(f"{path or 'the model'} is not copied by copy.deepcopy: its __deepcopy__ returns itself.")
 

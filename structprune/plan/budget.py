@@ -70,7 +70,7 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Select
         group = strata[index].group
         selection.skipped.setdefault(group.index, f"must be as wide as {blocked[index]}, which stays whole")
     for bundle in bundles:
-        lefts = _left([strata[i] for i in bundle], settings)
+        lefts = _left(graph, [strata[i] for i in bundle], settings)
         for index, left in zip(bundle, lefts, strict=True):
             group, stratum = strata[index].group, strata[index].channels
             if left == len(stratum):
@@ -140,7 +140,7 @@ def _bundles(graph: DependencyGraph, strata: list[_Stratum]) -> tuple[dict[int, 
     return blocked, list(bundles.values())
 
 
-def _left(bundle: Sequence[_Stratum], settings: Settings) -> list[int]:
+def _left(graph: DependencyGraph, bundle: Sequence[_Stratum], settings: Settings) -> list[int]:
     """Channels that stay of every stratum of a bundle, all the same share: at least one, a multiple where asked."""
     # The smallest share of all that leaves whole channels everywhere is one of this many.
     shares = math.gcd(*(len(s.channels) for s in bundle))
@@ -148,6 +148,8 @@ def _left(bundle: Sequence[_Stratum], settings: Settings) -> list[int]:
     left = max(1, shares - math.floor(ratio * shares))
     unit = 1
     for stratum in bundle:
+        if graph.plural[stratum.channels].any():
+            left = max(left, math.ceil(2 * shares / len(stratum.channels)))
         own = _unit(len(stratum.channels), stratum.slices, settings.round_to)
         unit = math.lcm(unit, own // math.gcd(own, len(stratum.channels) // shares))
     if unit > 1:

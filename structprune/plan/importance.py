@@ -12,34 +12,62 @@ from torch import nn
 
 from structprune.errors import ModelError
 from structprune.graph.groups import DependencyGraph, Group, Producer
+from structprune.graph.slices import Ids
 from structprune.meta.replica import named_tensors
 
 Scores = npt.NDArray[np.float64]
 
 
-def l2_scores(model: nn.Module, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
-    """The L2 norm of the producing filters of every channel, squares summed over tied producers.
+class Norms:
+    """The L2 norms of a model's filters, each computed once."""
 
-    Returns:
-        One score per slice id, filled in at the id that stands for the channel.
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors = named_tensors(model)
+        self._known: dict[tuple[str, int], Scores] = {}
 
-    Raises:
-        ModelError: The weights are on the meta device.
-    """
-    squares = np.zeros(graph.space.size)
-    tensors = named_tensors(model)
-    for group in groups:
-        for producer in group.producers:
-            weight = _operand(producer, tensors)
-            if weight.is_meta:
-                raise ModelError(
-                    f"{producer.name} is on the meta device and has no values to rank: load the weights first, or "
-                    "apply a plan that was made on another copy (Plan.apply)."
-                )
-            norms = _norms(weight, producer.dim)
-            squares += np.bincount(graph.roots[producer.ids], weights=norms**2, minlength=graph.space.size)
-    scores: Scores = np.sqrt(squares)
-    return scores
+    def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
+        """The L2 norm of the producing filters of every channel, squares summed over tied producers.
+
+        Returns:
+            One score per slice id, filled in at the id that stands for the channel.
+
+        Raises:
+            ModelError: The weights are on the meta device.
+        """
+        ids: list[Ids] = []
+        squares: list[Scores] = []
+        for group in groups:
+            for producer in group.producers:
+                ids.append(graph.roots[producer.ids])
+                squares.append(self._of(producer) ** 2)
+        if not ids:
+            return np.zeros(graph.space.size)
+        total = np.bincount(np.concatenate(ids), weights=np.concatenate(squares), minlength=graph.space.size)
+        scores: Scores = np.sqrt(total)
+        return scores
+
+    def _of(self, producer: Producer) -> Scores:
+        """The norms along the producing dimension; a weight that is a parameter itself is looked up."""
+        name = parameter_behind(producer)
+        key = name, producer.dim
+        if name and key in self._known:
+            return self._known[key]
+        weight = self._tensors[name].detach() if name else _operand(producer, self._tensors)
+        if weight.is_meta:
+            raise ModelError(
+                f"{producer.name} is on the meta device and has no values to rank: load the weights first, or "
+                "apply a plan that was made on another copy (Plan.apply)."
+            )
+        norms = _norms(weight, producer.dim)
+        if name:
+            self._known[key] = norms
+        return norms
+
+
+def parameter_behind(producer: Producer) -> str:
+    """The parameter that a producing operand is, or an empty string where it is computed from some."""
+    node = producer.record.nodes[producer.source[0]]
+    return node.op.removeprefix("parameter::") if node.is_leaf and node.replay is None else ""
 
 
 def _norms(weight: torch.Tensor, dim: int) -> Scores:

@@ -59,6 +59,11 @@ def resolve(session: Session, choose: Chooser) -> Resolved:
         if not trial.mismatches:
             return Resolved(graph, present, cut, trial.macs)
         if not repairs.advance(graph, trial.mismatches):
+            alone = _left_alone(graph, trial.mismatches, present, decisions.plural)
+            if alone:
+                decisions = replace(decisions, plural=(*decisions.plural, *alone))
+                repairs.restart()
+                continue
             revised = _revised(session, graph, decisions, trial.mismatches, ranking, repairs)
             if revised.readings != decisions.readings:
                 repairs.restart()
@@ -98,7 +103,7 @@ def _ranked(
     left: dict[str, tuple[int, int]] = {}
     heads: dict[str, int] = {}
     for reading in readings:
-        graph = session.discover(decisions.reading(key, reading))
+        graph = session.sketch(decisions.reading(key, reading))
         # Of two that remove as much, the finer one: more channels to choose from.
         left[reading] = elements_left(graph, choose(graph)), -sum(g.width for g in graph.groups)
         heads[reading] = sum(len(node.batched) for record in graph.records for node in record.nodes)
@@ -206,6 +211,18 @@ def _revised(
     if advanced:
         return replace(decisions, readings=readings)
     return replace(decisions, frozen=frozen, held=held)
+
+
+def _left_alone(
+    graph: DependencyGraph, mismatches: tuple[Mismatch, ...], present: Mask, known: tuple[Place, ...]
+) -> list[Place]:
+    """Dimensions at operators that failed of which one entry is left: some operators treat those in another way."""
+    return [
+        place
+        for mismatch in mismatches
+        for place, ids in graph.record(mismatch.training).labelled(mismatch.node)
+        if present[ids].sum() == 1 < len(ids) and place not in known
+    ]
 
 
 def _questions(graph: DependencyGraph, mismatch: Mismatch, behind: list[Place]) -> dict[str, Choice]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.operators import Operator
-from structprune.graph.record import Node
+from structprune.graph.record import Node, Record
 from structprune.graph.session import Session
 from structprune.graph.slices import Labels, Mask
 from structprune.meta.run import run_on_meta
@@ -38,22 +40,41 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
     mismatches: list[Mismatch] = []
     macs = 0
     for dense in graph.records:
-        replay = Replay(dense, graph.space, graph.roots, graph.stuck, present, _on_meta)
-        try:
-            with Foreseen(replay):
-                record = session.follow(replica, replay, labels)
-            replay.end()
-            macs = macs or record.macs
-        except DivergenceError:
-            pass  # noted as a mismatch where it was found
-        except Exception as error:
+        replay, record, error = _attempt(session, replica, graph, dense, labels, present, nullcontext)
+        if error is not None:
+            replay, record, error = _attempt(session, replica, graph, dense, labels, present, Foreseen)
+        if error is not None:
             # Python code between two operators failed: what it waits for comes next.
             text = str(error).strip().splitlines()
             replay.mismatch(
                 replay.upcoming(), f"the code before it fails: {type(error).__name__}: {text[0] if text else ''}"
             )
+        if record is not None:
+            macs = macs or record.macs
         mismatches += replay.mismatches
     return Trial(tuple(mismatches), macs)
+
+
+def _attempt(
+    session: Session,
+    replica: nn.Module,
+    graph: DependencyGraph,
+    dense: Record,
+    labels: dict[str, Labels],
+    present: Mask,
+    within: Callable[[Replay], AbstractContextManager[Any]],
+) -> tuple[Replay, Record | None, Exception | None]:
+    """Run one mode; what was found, and the error of the model's own code, if it failed."""
+    replay = Replay(dense, graph.space, graph.roots, graph.stuck, present, _on_meta)
+    try:
+        with within(replay):
+            record = session.follow(replica, replay, labels)
+        replay.end()
+        return replay, record, None
+    except DivergenceError:
+        return replay, None, None  # noted as a mismatch where it was found
+    except Exception as error:
+        return replay, None, error
 
 
 class Foreseen(TorchFunctionMode):

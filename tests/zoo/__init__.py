@@ -1,0 +1,1 @@
+"""Whole families of published networks, pruned and judged: ``make zoo``."""
