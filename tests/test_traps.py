@@ -108,9 +108,10 @@ def test_a_copy_that_becomes_a_view_at_width_one() -> None:
     assert small is None or small.c1.out_channels > 1
 
 
-def test_a_variance_of_one_entry_is_refused() -> None:
-    small: Any = pruned_or_refused(Middle(lambda y, m: y / (y.std(1, keepdim=True) + 1e-5)), 0.99)
-    assert small is None or small.c1.out_channels > 1
+def test_a_variance_keeps_two_entries() -> None:
+    model = oracle.randomise(Middle(lambda y, m: y / (y.std(1, keepdim=True) + 1e-5)))
+    small: Any = structprune.prune_model(model, 0.99, example_inputs=X, round_to=1)
+    assert small.c1.out_channels == 2 and structprune.prove(model, small, X)
 
 
 def test_a_running_count_is_no_mixture() -> None:

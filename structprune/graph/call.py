@@ -63,20 +63,6 @@ class Call:
         self.node = node
         self.out = out
 
-    def again(self, recorder: Recorder, values: list[Value], node: Node) -> Call:
-        """The same call seen by another recorder, with other labels."""
-        return Call(recorder, self._operator, self._arguments, self._tensors, values, node, self.out)
-
-    @property
-    def operator(self) -> Operator:
-        """The operator that is called."""
-        return self._operator
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """All arguments by name, defaults included."""
-        return {**self._operator.defaults, **self._arguments}
-
     def __getitem__(self, name: str) -> Any:
         """The argument called ``name`` in the operator's schema, or its default."""
         if name in self._arguments:
@@ -104,7 +90,10 @@ class Call:
 
     def position(self, tensor: torch.Tensor) -> int:
         """The index of ``tensor`` among the tensor arguments."""
-        return next(i for i, t in enumerate(self._tensors) if t is tensor)
+        for index, own in enumerate(self._tensors):
+            if own is tensor:
+                return index
+        raise AssertionError("not an argument of this operator")
 
     def labels(self, tensor: torch.Tensor) -> Labels:
         """The labels of a tensor argument."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from structprune.errors import ModelError
-from structprune.meta.replica import named_tensors
+from structprune.meta.replica import named_tensors, walk
 
 
 def check_model(model: Any) -> None:
@@ -22,7 +22,7 @@ def check_model(model: Any) -> None:
         raise ModelError(f"Expected an nn.Module, got a {type(model).__name__}.")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("A TorchScript module cannot be cut: prune the Python module it was made from.")
-    for path, module in model.named_modules():
+    for path, module in walk(model):
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
             raise ModelError(
                 f"{path or 'the model'} is a quantised {type(module).__name__}: prune first, then quantise."

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from structprune.graph.slices import Ids, Labels
 
 if TYPE_CHECKING:
-    from structprune.graph.call import Call
+    from structprune.graph.operators import Operator
 
 Shape = tuple[int, ...]
 # Operators that change no value: whether one is needed depends on strides, not on what is computed.
@@ -85,6 +85,15 @@ class SizeHeld:
     ids: Ids
 
 
+class Asked(NamedTuple):
+    """One call of an operator: its arguments, the tensors among them, and what it returned."""
+
+    operator: Operator
+    arguments: dict[str, Any]
+    tensors: list[torch.Tensor]
+    out: Any
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The ways in which an operator may be read, best first, and the one taken."""
@@ -117,7 +126,8 @@ class Node:
         returns_list: Whether it returns several tensors, or a list of one.
         places: Positions that it was given along dimensions without labels: no shape shows them.
         choices: What it asked of how it is to be read, by a name for each question.
-        call: What its rule saw, where the run keeps it: the rule can be asked again under other readings.
+        asked: What its rule saw, where the run keeps it: the rule can be asked again under other readings.
+        is_leaf: Whether no operator made its tensor: a parameter, a buffer, an input or a constant.
     """
 
     index: int
@@ -147,12 +157,8 @@ class Node:
     macs: int = 0
     replay: Callable[[Callable[[int, int], torch.Tensor]], Any] | None = None
     sources: tuple[tuple[int, int], ...] = ()
-    call: Call | None = None
-
-    @property
-    def is_leaf(self) -> bool:
-        """Whether no operator made its tensor: a parameter, a buffer, an input or a constant."""
-        return self.op == "input" or self.op.startswith("parameter::")
+    asked: Asked | None = None
+    is_leaf: bool = False
 
     @property
     def where(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from structprune.graph.call import Call
 from structprune.graph.discovery import Discovery
 from structprune.graph.record import Node, Output, Record, Value
 from structprune.graph.slices import Labels
@@ -12,11 +13,10 @@ from structprune.meta.signature import tensors_of
 def can_relabel(record: Record) -> bool:
     """Whether every tensor still has the shape that its operators saw; some change it in place."""
     for node in record.nodes:
-        if node.call is not None:
-            operands, results = node.call.tensors, tensors_of(node.call.out)
-            if [tuple(t.shape) for t in operands] != node.shapes:
+        if node.asked is not None:
+            if [tuple(t.shape) for t in node.asked.tensors] != node.shapes:
                 return False
-            if [tuple(t.shape) for t in results] != [o.shape for o in node.outputs]:
+            if [tuple(t.shape) for t in tensors_of(node.asked.out)] != [o.shape for o in node.outputs]:
                 return False
     return True
 
@@ -33,9 +33,9 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
         return leaves[source] if node.is_leaf else node.outputs[output].labels
 
     for old in dense.nodes:
-        node = Node(old.index, old.op, old.module, old.parents, old.parametric, old.shapes)
+        node = Node(old.index, old.op, old.module, old.parents, old.parametric, old.shapes, is_leaf=old.is_leaf)
         record.nodes.append(node)
-        if old.call is None:
+        if old.asked is None:
             name = old.op.removeprefix("parameter::")
             # An input is all unlabelled, whatever its rank.
             leaves[old.index] = labels[name] if old.op.startswith("parameter::") else (None,) * _MOST_DIMS
@@ -47,11 +47,11 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
             Value(labels_of(n, o)[: len(shape)], n, o, record.nodes[n].parametric, observer)
             for (n, o), shape in zip(old.sources, old.shapes, strict=True)
         ]
-        call = node.call = old.call.again(observer, values, node)
+        node.asked = old.asked
+        op, arguments, tensors, out = old.asked
         if old.op in PLACED:
-            node.places = places(call.arguments, values[0].labels)
-        results = tensors_of(call.out)
-        made = apply_rule(observer, call.operator, call, results)
+            node.places = places({**op.defaults, **arguments}, values[0].labels)
+        made = apply_rule(observer, op, Call(observer, op, arguments, tensors, values, node, out), tensors_of(out))
         node.outputs = [
             Output(before.shape, before.dtype, before.device, la) for before, la in zip(old.outputs, made, strict=True)
         ]

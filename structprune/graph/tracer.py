@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 import structprune.graph.rules  # noqa: F401  (importing them registers them)
 from structprune.graph.call import Call, Recorder
 from structprune.graph.operators import Operator, operator
-from structprune.graph.record import Node, Output, Record, Value
+from structprune.graph.record import Asked, Node, Output, Record, Value
 from structprune.graph.slices import Ids, Labels
 from structprune.meta.formulas import is_counted, operator_flops
 from structprune.meta.forward import ConstantsSeen, module_paths
@@ -61,6 +61,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, observer: Observer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._observer = observer
+        # A name for this run that keeps nothing alive: it is on every tensor.
+        self._run = object()
         self._nodes = observer.record.nodes
         self._modules: list[str] = []
         self._values: dict[int, tuple[torch.Tensor, Value]] = {}
@@ -70,7 +72,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def know(self, name: str, tensor: torch.Tensor, labels: Labels) -> None:
         """Give a parameter or buffer its labels."""
         node = self._leaf(f"parameter::{name}", parametric=True)
-        value = Value(labels, node.index, 0, True, self)
+        value = Value(labels, node.index, 0, True, self._run)
         self._values[id(tensor)] = (tensor, value)
         if tensor.numel():
             self._storages[tensor.untyped_storage()._cdata] = (tensor, value, name)
@@ -120,7 +122,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         call = Call(self._observer, op, arguments, tensors, values, node, out)
         labels = apply_rule(self._observer, op, call, results)
         if self._observer.on_meta:
-            node.call = call
+            node.asked = Asked(op, arguments, tensors, out)
             node.constants = [t.clone() for t in (*tensors, *results) if not t.is_meta and t.numel() <= _SMALL]
         labels = self._observer.finish(node, out, [v.labels for v in values], labels)
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
@@ -130,7 +132,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node.macs = _macs(op, args, kwargs, out)
         self._nodes.append(node)
         for i, (tensor, la) in enumerate(zip(results, labels, strict=True)):
-            value = Value(la, node.index, i, node.parametric, self)
+            value = Value(la, node.index, i, node.parametric, self._run)
             if id(tensor) in self._values:
                 # Written in place, and not ours to mark: a weight, a buffer, an input.
                 self._values[id(tensor)] = (tensor, value)
@@ -145,7 +147,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is None:
             value: Value | None = getattr(tensor, "_structprune", None)
             # One of another run is stale: the model kept its tensor.
-            if value is not None and value.run is self:
+            if value is not None and value.run is self._run:
                 return value
         if known is None and tensor.numel():
             # A tensor that no operator made: an alias of a weight (``.data``), an input, a constant.
@@ -156,13 +158,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._observer.record.touched.add(self._nodes[known[1].node].op)
             return known[1]
         node = self._leaf("input", parametric=False)
-        value = Value((None,) * tensor.ndim, node.index, 0, False, self)
+        value = Value((None,) * tensor.ndim, node.index, 0, False, self._run)
         # Kept alive beside its value, so that its id is not given to another tensor.
         self._values[id(tensor)] = (tensor, value)
         return value
 
     def _leaf(self, op: str, *, parametric: bool) -> Node:
-        node = Node(len(self._nodes), op, "", (), parametric, [])
+        node = Node(len(self._nodes), op, "", (), parametric, [], is_leaf=True)
         self._nodes.append(node)
         return node
 

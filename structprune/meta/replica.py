@@ -98,7 +98,7 @@ def _copied_tree(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             kind = type(value)
             if kind in _ATOMIC:
                 held[name] = value
-            elif not value and (kind is OrderedDict or kind is dict):
+            elif (kind is OrderedDict or kind is dict) and not value:
                 held[name] = kind()
             else:
                 held[name] = _copied(value, memo)

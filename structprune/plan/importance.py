@@ -23,7 +23,7 @@ class Norms:
 
     def __init__(self, model: nn.Module) -> None:
         self._tensors = named_tensors(model)
-        self._known: dict[tuple[str, int], Scores] = {}
+        self._known: dict[tuple[bool, tuple[int, int], int], Scores] = {}
 
     def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
         """The L2 norm of the producing filters of every channel, squares summed over tied producers.
@@ -47,27 +47,17 @@ class Norms:
         return scores
 
     def _of(self, producer: Producer) -> Scores:
-        """The norms along the producing dimension; a weight that is a parameter itself is looked up."""
-        name = parameter_behind(producer)
-        key = name, producer.dim
-        if name and key in self._known:
-            return self._known[key]
-        weight = self._tensors[name].detach() if name else _operand(producer, self._tensors)
-        if weight.is_meta:
-            raise ModelError(
-                f"{producer.name} is on the meta device and has no values to rank: load the weights first, or "
-                "apply a plan that was made on another copy (Plan.apply)."
-            )
-        norms = _norms(weight, producer.dim)
-        if name:
-            self._known[key] = norms
-        return norms
-
-
-def parameter_behind(producer: Producer) -> str:
-    """The parameter that a producing operand is, or an empty string where it is computed from some."""
-    node = producer.record.nodes[producer.source[0]]
-    return node.op.removeprefix("parameter::") if node.is_leaf and node.replay is None else ""
+        """The norms along the producing dimension of an operand, which every trace makes at the same node."""
+        key = producer.record.training, producer.source, producer.dim
+        if key not in self._known:
+            weight = _operand(producer, self._tensors)
+            if weight.is_meta:
+                raise ModelError(
+                    f"{producer.name} is on the meta device and has no values to rank: load the weights first, or "
+                    "apply a plan that was made on another copy (Plan.apply)."
+                )
+            self._known[key] = _norms(weight, producer.dim)
+        return self._known[key]
 
 
 def _norms(weight: torch.Tensor, dim: int) -> Scores:

@@ -19,7 +19,7 @@ from structprune.graph.groups import DependencyGraph
 from structprune.graph.record import Node, Place, Record, Tie
 from structprune.graph.session import Session
 from structprune.graph.slices import Coupling, Mask, SliceSpace
-from structprune.meta.replica import duplicate
+from structprune.meta.replica import duplicate, walk
 from structprune.meta.run import run_on_meta
 from structprune.resolve.provenance import Arrivals, Holder, hold_sizes
 from structprune.resolve.replay import Mismatch
@@ -53,8 +53,9 @@ class _Attempt:
 class Proposals:
     """Which held sizes may follow which dimensions, by where they arrive in the dense network."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, twins: Twins) -> None:
         self._session = session
+        self._twins = twins
         self._by_mode: dict[bool, Arrivals] = {}
 
     def stages(self, graph: DependencyGraph, mismatch: Mismatch) -> list[list[Proposal]]:
@@ -108,7 +109,7 @@ class Proposals:
         record = graph.record(repair.place.training)
         arrivals = self._arrivals(record)
         found = []
-        for path, node in twins(self._session.replica, record, repair.holder.module, record.nodes[repair.place.node]):
+        for path, node in self._twins.of(record, repair.holder.module, record.nodes[repair.place.node]):
             holder, place = replace(repair.holder, module=path), replace(repair.place, node=node.index)
             sizes = {p: len(ids) for p, ids in record.labelled(node)}
             for reached, dim in arrivals.at(node.index):
@@ -120,7 +121,9 @@ class Proposals:
     def _compared(self, graph: DependencyGraph, mismatch: Mismatch) -> Iterator[Proposal]:
         """Sizes that Python code compared before the operator: both follow the same dimension."""
         record = graph.record(mismatch.training)
-        before = max((n.index for n in record.nodes[: mismatch.node.index] if not n.is_leaf), default=-1)
+        before = mismatch.node.index - 1
+        while before >= 0 and record.nodes[before].is_leaf:
+            before -= 1
         for node, left, right in self._arrivals(record).comparisons:
             if before < node <= mismatch.node.index and left == right:
                 for held, of in ((left, right), (right, left)):
@@ -138,7 +141,8 @@ class Repairs:
     """The repairs and ties in force. Every operator that fails moves its own on by a stage."""
 
     def __init__(self, session: Session) -> None:
-        self._proposals = Proposals(session)
+        self.twins = Twins(session.replica)
+        self._proposals = Proposals(session, self.twins)
         self._attempts: dict[Site, _Attempt] = {}
         self._alike: dict[Repair, Repair] = {}
 
@@ -223,20 +227,34 @@ def _compatible(proposals: Iterable[Proposal]) -> list[Proposal]:
     return chosen
 
 
-def twins(model: nn.Module, record: Record, owner: str, node: Node) -> Iterator[tuple[str, Node]]:
-    """The operators that do in other modules of a class what a node does in one of them, with those modules' paths."""
-    if node.module != owner and owner and not node.module.startswith(f"{owner}."):
-        return
-    inside = node.module[len(owner) :]
-    by_place: dict[tuple[str, str], list[Node]] = {}
-    for other in record.nodes:
-        by_place.setdefault((other.module, other.op), []).append(other)
-    occurrence = by_place[node.module, node.op].index(node)
-    kind = type(model.get_submodule(owner))
-    for path, module in model.named_modules():
-        there = by_place.get((path + inside, node.op), [])
-        if type(module) is kind and path != owner and occurrence < len(there):
-            yield path, there[occurrence]
+class Twins:
+    """The operators that do in other modules of a class what a node does in one of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._classes: dict[str, type] = {}
+        self._paths: dict[type, list[str]] = {}
+        for path, module in walk(model):
+            self._classes[path] = type(module)
+            self._paths.setdefault(type(module), []).append(path)
+        # By mode: every trace of the dense network has the same nodes.
+        self._by_place: dict[bool, dict[tuple[str, str], list[int]]] = {}
+
+    def of(self, record: Record, owner: str, node: Node) -> Iterator[tuple[str, Node]]:
+        """The twins of a node in or below the module ``owner``, with the paths of the modules like that one."""
+        if node.module != owner and owner and not node.module.startswith(f"{owner}."):
+            return
+        if record.training not in self._by_place:
+            by_place: dict[tuple[str, str], list[int]] = {}
+            for other in record.nodes:
+                by_place.setdefault((other.module, other.op), []).append(other.index)
+            self._by_place[record.training] = by_place
+        by_place = self._by_place[record.training]
+        inside = node.module[len(owner) :]
+        occurrence = by_place[node.module, node.op].index(node.index)
+        for path in self._paths[self._classes[owner]]:
+            there = by_place.get((path + inside, node.op), [])
+            if path != owner and occurrence < len(there):
+                yield path, record.nodes[there[occurrence]]
 
 
 def repaired(

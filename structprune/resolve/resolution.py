@@ -14,7 +14,7 @@ from structprune.graph.record import Choice, Node, Place, Record
 from structprune.graph.rules.movement import FROZEN
 from structprune.graph.session import Session
 from structprune.graph.slices import Ids, Mask
-from structprune.resolve.repairs import Repairs, repaired, twins
+from structprune.resolve.repairs import Repairs, Twins, repaired
 from structprune.resolve.replay import Mismatch
 from structprune.resolve.trial import run_trial
 from structprune.surgery.attributes import layer_changes, layer_ties
@@ -206,7 +206,7 @@ def _revised(
                 continue
             for index in _freezable(graph, decisions, mismatch):
                 frozen[mismatch.training, index] = reason
-                for twin in _frozen_alike(session, graph, decisions, mismatch.training, index):
+                for twin in _frozen_alike(session, repairs.twins, graph, decisions, (mismatch.training, index)):
                     frozen.setdefault((mismatch.training, twin), reason)
     if advanced:
         return replace(decisions, readings=readings)
@@ -247,19 +247,20 @@ def _questions(graph: DependencyGraph, mismatch: Mismatch, behind: list[Place]) 
 
 
 def _frozen_alike(
-    session: Session, graph: DependencyGraph, decisions: Decisions, training: bool, index: int
+    session: Session, twins: Twins, graph: DependencyGraph, decisions: Decisions, at: tuple[bool, int]
 ) -> list[int]:
     """The same operators in all modules of the class, once some of them had to be frozen one by one.
 
     Freezing more than needed is never wrong, and a deep network has dozens of the same block.
     """
-    record = next(r for r in graph.records if r.training == training)
+    training, index = at
+    record = graph.record(training)
     node = record.nodes[index]
     # torch.nn's layers are everywhere: the block around one is what comes again.
     owner = node.module
     while owner and type(session.replica.get_submodule(owner)).__module__.startswith("torch.nn."):
         owner = owner.rpartition(".")[0]
-    alike = [twin for _, twin in twins(session.replica, record, owner, node)]
+    alike = [twin for _, twin in twins.of(record, owner, node)]
     before = sum((training, twin.index) in decisions.frozen for twin in alike)
     if before < _FROZEN_ONE_BY_ONE:
         return []

@@ -13,6 +13,7 @@ from torch import nn
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.record import SizeHeld, Stretch, Tie
 from structprune.graph.slices import Mask
+from structprune.meta.replica import walk
 from structprune.surgery.cut import AttributeChange
 
 # Objects within objects are looked into this far: a config in a config.
@@ -35,7 +36,7 @@ def layer_changes(model: nn.Module, graph: DependencyGraph, present: Mask) -> tu
     The rules say which sizes each operator was given (``Call.size``); the layer that ran the
     operator holds them.
     """
-    modules = dict(model.named_modules())
+    modules = dict(walk(model))
     changes: dict[tuple[str, str], AttributeChange] = {}
     for record in graph.records:
         for node in record.nodes:
@@ -58,7 +59,7 @@ def layer_changes(model: nn.Module, graph: DependencyGraph, present: Mask) -> tu
 def layer_ties(model: nn.Module) -> tuple[Tie, ...]:
     """Widths that torch.nn's own layers take for equal: attention reshapes to the width of its query."""
     ties = []
-    for path, module in model.named_modules():
+    for path, module in walk(model):
         if isinstance(module, nn.MultiheadAttention):
             name = "in_proj_weight" if module.in_proj_weight is not None else "q_proj_weight"
             tensor, width = f"{path}.{name}" if path else name, module.embed_dim
@@ -148,7 +149,7 @@ def held_sizes(model: nn.Module) -> list[HeldSize]:
     """
     found: list[HeldSize] = []
     seen: set[int] = set()
-    for path, module in model.named_modules():
+    for path, module in walk(model):
         if not type(module).__module__.startswith("torch.nn."):
             _sizes_in(path, "", vars(module), found, seen, 0)
     return found
