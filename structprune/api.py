@@ -22,6 +22,7 @@ from structprune.plan.importance import Norms
 from structprune.plan.options import Granularity, PruningOptions, Ratio, Settings, read_settings
 from structprune.plan.plan import GroupPlan, Plan
 from structprune.resolve.resolution import Resolved, resolve
+from structprune.surgery.attributes import stale_sizes
 
 # What to do about the reasons why a group was left whole.
 _WAYS_ON = {
@@ -156,11 +157,12 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
         for dim, extent in enumerate(parameter.shape):
             size *= len(cut.kept.get(name, {}).get(dim, range(extent)))
         left += size
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     floored = [f"{name}: the ratio would empty it, it keeps its last channels" for name in selection.floored]
     return Plan(
         model=type(model).__name__,
         settings=_plain(settings),
-        shapes={name: tuple(t.shape) for name, t in tensors.items()},
+        shapes=shapes,
         kept={n: {d: tuple(i.tolist()) for d, i in dims.items()} for n, dims in cut.kept.items()},
         attributes=cut.attributes,
         groups=tuple(
@@ -174,7 +176,7 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
             )
             for group in graph.groups
         ),
-        notes=(*graph.notes, *floored),
+        notes=(*graph.notes, *floored, *stale_sizes(model, cut, shapes)),
         params=(sum(p.numel() for p in parameters.values()), left),
         macs=(graph.records[0].macs, resolved.macs),
     )
@@ -204,7 +206,7 @@ def _nothing(plan: Plan) -> str:
 def _check_untraced(model: nn.Module, plan: Plan, graph: DependencyGraph) -> None:
     """An unread parameter of a size that changes beside it may belong to code that the examples did not reach."""
     parameters = {name for name, _ in model.named_parameters()}
-    lost = [n for n in graph.untouched if n not in plan.kept and _meets_cut(plan, n, farther=n in parameters)]
+    lost = [n for n in graph.untouched if n in parameters and n not in plan.kept and _meets_cut(plan, n)]
     if lost:
         shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         raise UntracedParameterError(
@@ -214,16 +216,13 @@ def _check_untraced(model: nn.Module, plan: Plan, graph: DependencyGraph) -> Non
         )
 
 
-def _meets_cut(plan: Plan, name: str, *, farther: bool) -> bool:
-    """Whether a tensor's module loses channels of one of its sizes; ``farther``: or the first around it that loses any.
-
-    Buffers are often copies and tables that nothing reads any more.
-    """
+def _meets_cut(plan: Plan, name: str) -> bool:
+    """Whether the innermost module around a tensor in which anything is cut loses channels of one of its sizes."""
     sizes = {size for size in plan.shapes[name] if size > 1}
     around = name
     while around:
         around = around.rpartition(".")[0]
         inside = [n for n in plan.kept if not around or n.startswith(f"{around}.")]
-        if inside or not farther:
+        if inside:
             return not sizes.isdisjoint(plan.shapes[n][dim] for n in inside for dim in plan.kept[n])
     return False

@@ -89,7 +89,7 @@ BAD_MODELS: list[tuple[Any, Any, type[StructPruneError], str]] = [
     (torch.jit.trace(nn.Linear(4, 4), torch.zeros(1, 4)), None, ModelError, "A TorchScript module cannot be cut"),
     (Overlapping(), torch.zeros(1, 4), ModelError, "(a and b|b and a) share memory without being the same parameter"),
     (Hides(), torch.zeros(1, 4), TraceError, r"returns a tests.test_errors.Hidden at output\['a'\]\[0\]"),
-    (Branchy(), torch.zeros(1, 4), InputError, "reads the values of floating-point tensors"),
+    (Branchy().to("meta"), torch.zeros(1, 4), InputError, "reads the values of floating-point tensors"),
     (TinyResNet(), torch.zeros(1, 4, 16, 16), InputError, r"does not run with the example inputs \(float32\[1, 4, 16"),
     (TinyResNet(), "image", InputError, "example_inputs is a str; expected a tensor, a tuple"),
     (TinyResNet(), [], InputError, "example_inputs is an empty list"),

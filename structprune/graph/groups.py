@@ -110,7 +110,8 @@ class DependencyGraph:
     @cached_property
     def residual(self) -> Mask:
         """For every slice id whether its channel rides a residual addition."""
-        return self._spread(ids for record in self.records for ids in _residual_additions(record))
+        additions = (node for record in self.records for node in _residual_additions(record))
+        return self._spread(ids for node in additions for ids in node.outputs[0].labels if ids is not None)
 
     @cached_property
     def representation(self) -> Mask:
@@ -287,9 +288,11 @@ def _walk_back(record: Record, *, reductions: bool) -> Iterator[tuple[Ids, str]]
     """Walk from the outputs back to the last contractions with weights.
 
     Yields what those contractions sum over, or, with ``reductions``, the labels that ended in a
-    reduction on the way.
+    reduction on the way. Where a residual stream is the output itself, the last branch that was
+    added to it is the way back: all branches before it would be "last" otherwise.
     """
     pending, seen = [node for node, _ in record.returned], set()
+    residual = set() if reductions else {node.index for node in _residual_additions(record)}
     while pending:
         index = pending.pop()
         if index in seen:
@@ -301,12 +304,14 @@ def _walk_back(record: Record, *, reductions: bool) -> Iterator[tuple[Ids, str]]
             yield from ((ids, node.where) for ids in node.reduced)
         elif weighted:
             yield from ((operand.ids, node.where) for operand in node.operands)
-        if not weighted:
+        if index in residual:
+            pending.append(max(source for source, _ in node.sources))
+        elif not weighted:
             pending.extend(node.parents)
 
 
-def _residual_additions(record: Record) -> Iterator[Ids]:
-    """Labels of the additions of which one operand derives from the other through a contraction.
+def _residual_additions(record: Record) -> Iterator[Node]:
+    """The additions of which one operand derives from the other through a contraction.
 
     Ancestors are sets of outputs, kept as the bits of one integer per node.
     """
@@ -328,7 +333,7 @@ def _residual_additions(record: Record) -> Iterator[Ids]:
         if node.op == "aten::add" and len(node.sources) == 2 and node.outputs:
             (a, i), (b, j) = node.sources
             if _derives(nodes, through[b], starts, a, i) or _derives(nodes, through[a], starts, b, j):
-                yield from (ids for ids in node.outputs[0].labels if ids is not None)
+                yield node
 
 
 def _derives(nodes: list[Node], through: int, starts: list[int], node: int, output: int) -> bool:

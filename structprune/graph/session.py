@@ -20,16 +20,16 @@ from structprune.graph.slices import Coupling, Labels, SliceSpace
 from structprune.graph.tracer import Observer, Tracer
 from structprune.inputs import Invocations, infer_inputs, read_inputs
 from structprune.meta.caches import caches_restored
-from structprune.meta.forward import brief, not_inferred, running, way_on
+from structprune.meta.forward import brief, not_inferred, reads_values, running, way_on
 from structprune.meta.replica import duplicate, like_parameter, meta_replica, named_tensors, to_meta
 from structprune.meta.run import run_on_meta
 
 
 class Session:
-    """One model, its meta replica, and the calls that exercise it in evaluation and in training.
+    """One model, its replica, and the calls that exercise it in evaluation and in training.
 
     Attributes:
-        replica: The model on the meta device.
+        replica: The model on the meta device; where its forward reads values, a copy with its weights.
         calls: The calls by mode (``True``: training). A mode that cannot run is missing.
         notes: What the user should know about the trace.
     """
@@ -44,9 +44,25 @@ class Session:
         self._recorded: list[Record] | None = None
         self._traced: tuple[Readings, tuple[SliceSpace, Coupling, list[Record]]] | None = None
         self._mode = False
+        self._reads_values = False
+        self._on_meta = True
         given = example_inputs is not None
-        candidates = [read_inputs(example_inputs)] if given else infer_inputs(model)
-        self._settle(candidates, given)
+
+        def candidates() -> Iterable[Invocations]:
+            return [read_inputs(example_inputs)] if given else infer_inputs(model)
+
+        try:
+            self._settle(candidates(), given)
+        except InputError as error:
+            if not (self._reads_values and has_values(model)):
+                raise
+            self._on_meta = False
+            self.replica = duplicate(model, _own_values, lambda tensor: tensor.detach().clone())
+            self.notes.append(
+                "the forward reads values of floating-point tensors: traced with those of the example inputs, and "
+                f"inputs that take another way are not covered ({brief(error.__cause__ or error)})"
+            )
+            self._settle(candidates(), given)
 
     def discover(self, decisions: Decisions) -> DependencyGraph:
         """Trace the dense network in every mode that runs, join the constraints, and add what was decided."""
@@ -79,13 +95,13 @@ class Session:
         space = SliceSpace()
         labels, coupling = self.label(space), Coupling(space)
         observers = [
-            Discovery(space, coupling, readings, run_on_meta, training=mode, on_meta=True)
+            Discovery(space, coupling, readings, run_on_meta, training=mode, on_meta=self._on_meta)
             for mode in modes
             if mode in self.calls
         ]
         if self._recorded is None:
             records = [self.follow(self.replica, observer, labels) for observer in observers]
-            if all(map(can_relabel, records)):
+            if self._on_meta and all(map(can_relabel, records)):
                 self._recorded = records
         else:
             records = [relabel(self._recorded[o.record.training], o, labels) for o in observers]
@@ -109,6 +125,7 @@ class Session:
             if failure is None:
                 return
             in_training, error = failure
+            self._reads_values |= reads_values(error)
             if in_training:
                 evaluated = evaluated or (candidate, error)
                 continue
@@ -120,18 +137,21 @@ class Session:
         if evaluated is None:
             raise InputError(not_inferred(self.replica, refused))
         self.examples, error = evaluated
-        self.calls = {False: [call.mapped(to_meta) for call in self.examples]}
+        self.calls = {False: [call.mapped(self._place) for call in self.examples]}
         self.notes.append(f"not traced in training mode: {brief(error)}")
         self._traced = self._recorded = None
         self.discover(Decisions())
 
+    def _place(self, tensor: torch.Tensor) -> torch.Tensor:
+        return to_meta(tensor) if self._on_meta else tensor
+
     def _failure(self, candidate: Invocations) -> tuple[bool, Exception] | None:
         """Trace with these inputs; the mode that fails, and how, or ``None``."""
         self.examples = candidate
-        on_meta = [call.mapped(to_meta) for call in candidate]
+        placed = [call.mapped(self._place) for call in candidate]
         failure: tuple[bool, Exception] | None = None
-        for in_training in ([call.for_training() for call in on_meta], on_meta):
-            self.calls = {False: on_meta, True: in_training}
+        for in_training in ([call.for_training() for call in placed], placed):
+            self.calls = {False: placed, True: in_training}
             self._traced = self._recorded = None
             try:
                 self.discover(Decisions())
@@ -176,6 +196,15 @@ def _returned(record: Record, observer: Observer, node: int, output: int, labels
     for ids in labels:
         if ids is not None:
             observer.output(ids)
+
+
+def has_values(model: nn.Module) -> bool:
+    """Whether a model's weights are there, and not on the meta device."""
+    return not any(tensor.is_meta for tensor in named_tensors(model).values())
+
+
+def _own_values(_name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return like_parameter(tensor, tensor.detach().clone())
 
 
 def _own(_name: str, tensor: torch.Tensor) -> torch.Tensor:

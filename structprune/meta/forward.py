@@ -110,9 +110,14 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def reads_values(error: BaseException) -> bool:
+    """Whether a forward failed for want of the values of floating-point tensors."""
+    return "meta" in str(error).lower() or isinstance(error, NotImplementedError)
+
+
 def way_on(error: BaseException) -> str:
     """What to do about a forward that failed on the meta device."""
-    if "meta" in str(error).lower() or isinstance(error, NotImplementedError):
+    if reads_values(error):
         return (
             "Its forward reads the values of floating-point tensors (.item(), .numpy(), a branch, a boolean mask), "
             "which structprune does not compute: prune the part before or behind, or rewrite that line with tensor "

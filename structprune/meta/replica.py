@@ -99,7 +99,7 @@ def _copied_tree(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             if kind in _ATOMIC:
                 held[name] = value
             elif (kind is OrderedDict or kind is dict) and not value:
-                held[name] = kind()
+                held[name] = memo.setdefault(id(value), kind())
             else:
                 held[name] = _copied(value, memo)
     copied: nn.Module = copy.deepcopy(model, memo)

@@ -53,7 +53,7 @@ class Replay:
     ) -> None:
         self._space = space
         self.record = Record(dense.training)
-        self.on_meta = any(n.constants for n in dense.nodes)
+        self.on_meta = any(n.asked is not None for n in dense.nodes)
         self.mismatches: list[Mismatch] = []
         self._expected = [n for n in dense.nodes if not n.is_leaf]
         self._next = 0
@@ -243,7 +243,7 @@ class Replay:
         return np.array_equal(left, right) or np.array_equal(self._roots[left], self._roots[right])
 
     def _predicted(self, dense: Node) -> Any:
-        made = [torch.empty(self.predicted_shape(o), dtype=o.dtype, device=o.device) for o in dense.outputs]
+        made = [torch.zeros(self.predicted_shape(o), dtype=o.dtype, device=o.device) for o in dense.outputs]
         return made[0] if len(made) == 1 and not dense.returns_list else made
 
     def _compare_constants(self, node: Node, dense: Node) -> None:

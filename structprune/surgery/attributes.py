@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -14,10 +14,12 @@ from structprune.graph.groups import DependencyGraph
 from structprune.graph.record import SizeHeld, Stretch, Tie
 from structprune.graph.slices import Mask
 from structprune.meta.replica import walk
-from structprune.surgery.cut import AttributeChange
+from structprune.surgery.cut import AttributeChange, Cut
 
 # Objects within objects are looked into this far: a config in a config.
 _DEEPEST = 3
+# Smaller numbers equal a width by chance: kernels, strides, counts of blocks.
+_WIDE = 8
 _HELD: dict[type[nn.Module], frozenset[str]] = {
     nn.modules.conv._ConvNd: frozenset(("in_channels", "out_channels", "groups")),
     nn.Linear: frozenset(("in_features", "out_features")),
@@ -53,6 +55,12 @@ def layer_changes(model: nn.Module, graph: DependencyGraph, present: Mask) -> tu
             changes |= {(c.module, c.name): c for c in _attention_changes(path, module, graph, present)}
         elif isinstance(module, nn.RNNBase):
             changes |= {(c.module, c.name): c for c in _recurrent_changes(path, module, graph, present)}
+        elif isinstance(module, nn.Transformer):
+            # It compares the width of what it is given with its own.
+            inner = f"{path}." if path else ""
+            axes = graph.space.by_tensor.get(f"{inner}decoder.layers.0.self_attn.in_proj_weight")
+            if axes is not None and (width := int(present[axes[1].ids].sum())) != module.d_model:
+                changes[path, "d_model"] = AttributeChange(path, "d_model", module.d_model, width)
     return tuple(changes.values())
 
 
@@ -153,6 +161,31 @@ def held_sizes(model: nn.Module) -> list[HeldSize]:
         if not type(module).__module__.startswith("torch.nn."):
             _sizes_in(path, "", vars(module), found, seen, 0)
     return found
+
+
+def stale_sizes(model: nn.Module, cut: Cut, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Sizes that modules hold, that the cut leaves alone, and that equal a width which it changes right there.
+
+    Nothing that was traced reads them; code that was not traced may. One line a class and attribute.
+    """
+    changed = {(c.module, c.name) for c in cut.attributes}
+    widths: dict[str, dict[int, int]] = {}
+    for tensor, dims in cut.kept.items():
+        module = tensor.rpartition(".")[0]
+        for around in {module, module.rpartition(".")[0]}:
+            widths.setdefault(around, {}).update({shapes[tensor][d]: len(kept) for d, kept in dims.items()})
+    classes = {path: type(module).__name__ for path, module in walk(model)}
+    found: dict[tuple[str, str, int, int], list[str]] = {}
+    for size in held_sizes(model):
+        left = widths.get(size.module, {}).get(size.value)
+        if left is not None and size.value >= _WIDE and (size.module, size.name) not in changed:
+            found.setdefault((classes[size.module], size.name, size.value, left), []).append(size.module)
+    return [
+        f"{kind}.{name} stays {value} beside widths that become {left} ({modules[0] or 'the model'}"
+        + (f" and {len(modules) - 1} more" if len(modules) > 1 else "")
+        + "): nothing that was traced reads it"
+        for (kind, name, value, left), modules in found.items()
+    ]
 
 
 def _sizes_in(path: str, prefix: str, names: dict[str, Any], found: list[HeldSize], seen: set[int], depth: int) -> None:

@@ -337,6 +337,12 @@ SPATIAL = [
         Case(f"{mode} antialias", lambda x, m=mode: F.interpolate(x, scale_factor=0.5, mode=m, antialias=True), IMAGE, CHANNELS)
         for mode in ("bilinear", "bicubic")
     ),
+    Case("rfft", lambda x: torch.view_as_real(torch.fft.rfft(x, dim=2)), X, ("0.0", "0.1")),
+    Case("fft", lambda x: torch.view_as_real(torch.fft.fft(torch.complex(x, x), dim=1)), X, ("0.0", "0.2")),
+    Case("polar", lambda x: torch.view_as_real(torch.polar(x, x)), X, ("0.0", "0.1", "0.2")),
+    Case("conj_physical", lambda x: torch.view_as_real(torch.conj_physical(torch.complex(x, x))), X, ("0.0", "0.1", "0.2")),
+    Case("_conj", lambda x: torch.view_as_real(torch.resolve_conj(torch.complex(x, x).conj())), X, ("0.0", "0.1", "0.2")),
+    Case("irfft", lambda x: torch.fft.irfft(torch.complex(x, x), dim=2), X, ("0.0", "0.1")),
     Case("grid_sampler_2d", lambda x: F.grid_sample(x, fixed(2, 3, 3, 2), align_corners=False), IMAGE, ("0.1",)),
     Case("grid_sampler_3d", lambda x: F.grid_sample(x, fixed(2, 2, 2, 2, 3), align_corners=False), ((2, 6, 4, 4, 4),), ("0.1",)),
 ]  # fmt: skip

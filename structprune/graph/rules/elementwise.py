@@ -12,14 +12,14 @@ from structprune.graph.slices import Ids, Labels
 
 _UNARY = """
     abs acos acosh alias angle asin asinh atan atanh bernoulli bitwise_not ceil celu clamp clamp_max clamp_min
-    clone cos cosh deg2rad detach digamma elu erf erfc erfinv exp exp2 expm1 exponential floor frac
+    clone cos cosh _conj _conj_physical deg2rad detach digamma elu erf erfc erfinv exp exp2 expm1 exponential floor frac
     gelu hardshrink hardsigmoid hardswish hardtanh i0 isinf isnan leaky_relu lgamma lift lift_fresh log log10 log1p
     log2 log_sigmoid_forward logical_not logit mish nan_to_num native_dropout neg normal rad2deg random reciprocal
     relu round rrelu_with_noise rsqrt sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink sqrt tan tanh
     threshold trunc uniform _to_copy fill zero
 """.split()
 _POINTWISE = """
-    add addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor copy copysign
+    add addcdiv addcmul atan2 complex polar bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor copy copysign
     div eq floor_divide fmax fmin fmod ge gt heaviside hypot le lerp logaddexp logaddexp2 logical_and logical_or
     logical_xor lt masked_fill maximum minimum mul ne nextafter pow remainder rsub special_xlog1py sub where xlogy
     _prelu_kernel

@@ -40,3 +40,13 @@ def grid_sampler(call: Call) -> Labels:
         call.freeze(ids, "is a dimension of a sampling grid")
     call.couple(call.labels(x)[0], call.labels(grid)[0], "is sampled by a grid of fixed size")
     return (call.labels(x)[0], call.labels(x)[1], *(None,) * (x.ndim - 2))
+
+
+@rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
+def fourier(call: Call) -> Labels:
+    """Every frequency sums over all positions of ``dim``; the other dimensions pass."""
+    x = call.tensors[0]
+    dims = {d % x.ndim for d in call["dim"]}
+    for d in dims:
+        call.freeze(call.labels(x)[d], "is transformed to frequencies")
+    return tuple(None if d in dims else ids for d, ids in enumerate(call.labels(x)))
