@@ -28,19 +28,18 @@ _PLAIN: dict[type[nn.Module], bool] = {}
 def walk(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """``named_modules`` as a list: the generators of deep networks cost more than what they yield."""
     found: list[tuple[str, nn.Module]] = []
-    seen: set[int] = set()
-
-    def visit(path: str, module: nn.Module) -> None:
-        if id(module) not in seen:
-            seen.add(id(module))
-            found.append((path, module))
-            prefix = f"{path}." if path else ""
-            for name, child in module._modules.items():
-                if child is not None:
-                    visit(prefix + name, child)
-
-    visit("", model)
+    _visit("", model, found, set())
     return found
+
+
+def _visit(path: str, module: nn.Module, found: list[tuple[str, nn.Module]], seen: set[int]) -> None:
+    if id(module) not in seen:
+        seen.add(id(module))
+        found.append((path, module))
+        prefix = f"{path}." if path else ""
+        for name, child in module._modules.items():
+            if child is not None:
+                _visit(prefix + name, child, found, seen)
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

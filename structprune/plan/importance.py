@@ -12,6 +12,7 @@ from torch import nn
 
 from structprune.errors import ModelError
 from structprune.graph.groups import DependencyGraph, Group, Producer
+from structprune.graph.record import Node
 from structprune.graph.slices import Ids
 from structprune.meta.replica import named_tensors
 
@@ -69,15 +70,21 @@ def _norms(weight: torch.Tensor, dim: int) -> Scores:
 
 def _operand(producer: Producer, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """The value of a weight operand: a parameter, or what the traced operators make of parameters."""
-    nodes = producer.record.nodes
-
-    def value(index: int, output: int) -> Any:
-        node = nodes[index]
-        if node.replay is None:
-            return tensors[node.op.removeprefix("parameter::")].detach()
-        out = node.replay(value)
-        return out[output] if isinstance(out, (list, tuple)) else out
-
     with torch.no_grad():
-        weight: torch.Tensor = value(*producer.source)
+        weight: torch.Tensor = _Values(producer.record.nodes, tensors)(*producer.source)
     return weight
+
+
+class _Values:
+    """The values of traced nodes that derive from parameters alone, by node and output."""
+
+    def __init__(self, nodes: list[Node], tensors: dict[str, torch.Tensor]) -> None:
+        self._nodes = nodes
+        self._tensors = tensors
+
+    def __call__(self, index: int, output: int) -> Any:
+        node = self._nodes[index]
+        if node.replay is None:
+            return self._tensors[node.op.removeprefix("parameter::")].detach()
+        out = node.replay(self)
+        return out[output] if isinstance(out, (list, tuple)) else out
