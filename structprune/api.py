@@ -206,7 +206,8 @@ def _nothing(plan: Plan) -> str:
 def _check_untraced(model: nn.Module, plan: Plan, graph: DependencyGraph) -> None:
     """An unread parameter of a size that changes beside it may belong to code that the examples did not reach."""
     parameters = {name for name, _ in model.named_parameters()}
-    lost = [n for n in graph.untouched if n in parameters and n not in plan.kept and _meets_cut(plan, n)]
+    read = set(plan.shapes).difference(graph.untouched)
+    lost = [n for n in graph.untouched if n in parameters and n not in plan.kept and _meets_cut(plan, n, read)]
     if lost:
         shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         raise UntracedParameterError(
@@ -216,13 +217,13 @@ def _check_untraced(model: nn.Module, plan: Plan, graph: DependencyGraph) -> Non
         )
 
 
-def _meets_cut(plan: Plan, name: str) -> bool:
-    """Whether the innermost module around a tensor in which anything is cut loses channels of one of its sizes."""
+def _meets_cut(plan: Plan, name: str, read: set[str]) -> bool:
+    """Whether the nearest tensors that were read and that share a size with this one lose channels of that size."""
     sizes = {size for size in plan.shapes[name] if size > 1}
     around = name
     while around:
         around = around.rpartition(".")[0]
-        inside = [n for n in plan.kept if not around or n.startswith(f"{around}.")]
-        if inside:
-            return not sizes.isdisjoint(plan.shapes[n][dim] for n in inside for dim in plan.kept[n])
+        beside = [n for n in read if (not around or n.startswith(f"{around}.")) and sizes & set(plan.shapes[n])]
+        if beside:
+            return any(plan.shapes[n][dim] in sizes for n in beside for dim in plan.kept.get(n, {}))
     return False

@@ -19,10 +19,10 @@ _UNARY = """
     threshold trunc uniform _to_copy fill zero
 """.split()
 _POINTWISE = """
-    add addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor complex copy
-    copysign div eq floor_divide fmax fmin fmod ge gt heaviside hypot le lerp logaddexp logaddexp2 logical_and logical_or
-    logical_xor lt masked_fill maximum minimum mul ne nextafter polar pow remainder rsub special_xlog1py sub where xlogy
-    _prelu_kernel
+    add addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor complex
+    copy copysign div eq floor_divide fmax fmin fmod ge gt heaviside hypot le lerp logaddexp logaddexp2
+    logical_and logical_or logical_xor lt masked_fill maximum minimum mul ne nextafter polar pow remainder rsub
+    special_xlog1py sub where xlogy _prelu_kernel
 """.split()
 
 
