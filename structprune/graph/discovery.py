@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
+
+import torch
 
 from structprune.graph.call import Effect
 from structprune.graph.operators import Operator
@@ -21,6 +24,7 @@ class Decisions:
 
     Attributes:
         readings: The readings to take by source line and operator, see ``reading_key``: the first that is possible.
+        whys: Why the readings before these were given up.
         frozen: Reasons by mode (training or not) and node.
         held: Reasons by dimension that must stay.
         ties: Dimensions that lose the same share.
@@ -28,6 +32,7 @@ class Decisions:
     """
 
     readings: Readings = field(default_factory=dict)
+    whys: Mapping[str, str] = field(default_factory=dict)
     frozen: Mapping[tuple[bool, int], str] = field(default_factory=dict)
     held: Mapping[Place, str] = field(default_factory=dict)
     ties: tuple[Tie, ...] = ()
@@ -55,20 +60,29 @@ class Discovery:
         *,
         training: bool,
         on_meta: bool = False,
+        whys: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.on_meta = on_meta
         self.record = Record(training)
         self._space = space
         self._coupling = coupling
         self._readings = readings
+        self._whys = whys
         self._run = run
 
     def start(self, node: Node) -> None:
         """Nothing to compare with."""
 
     def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Run the operator."""
-        return self._run(op, args, kwargs)
+        """Run the operator; keep the numbers and indices that come out, where floats are computed."""
+        out = self._run(op, args, kwargs)
+        if not self.on_meta:
+            node.memory["decided"] = [
+                t if isinstance(t, torch.Tensor) and not is_float(t) else None for t in _each(out)
+            ]
+            if not isinstance(out, (torch.Tensor, tuple, list)):
+                node.memory["number"] = out
+        return out
 
     def finish(self, node: Node, out: Any, operands: list[Labels], labels: list[Labels]) -> list[Labels]:
         """Nothing to compare with."""
@@ -102,7 +116,7 @@ class Discovery:
         """The reading decided for this source line, else the first."""
         wanted = self._readings.get(reading_key(node, question), readings)
         taken = next((r for r in wanted if r in readings), readings[-1])
-        node.choices[question] = Choice(readings, taken)
+        node.choices[question] = Choice(readings, taken, self._whys.get(reading_key(node, question), ""))
         return taken
 
     def remember(self, node: Node, key: str, value: T) -> T:
@@ -113,3 +127,12 @@ class Discovery:
     def expected(self, node: Node) -> Node:
         """The dense network's run is this one."""
         return node
+
+
+def _each(out: Any) -> list[Any]:
+    return list(out) if isinstance(out, (list, tuple)) else [out]
+
+
+def is_float(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's entries are computed rather than decided: not indices, masks or counts."""
+    return tensor.is_floating_point() or tensor.is_complex()

@@ -10,6 +10,9 @@ import torch
 
 from structprune.graph.slices import Ids, Labels
 
+# What becomes a Python number, or a tensor whose size depends on values.
+_READERS = frozenset(f"aten::{name}" for name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2"))
+
 if TYPE_CHECKING:
     from structprune.graph.operators import Operator
 
@@ -96,10 +99,11 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The ways in which an operator may be read, best first, and the one taken."""
+    """The ways in which an operator may be read, best first, the one taken, and why others were given up."""
 
     readings: tuple[str, ...]
     taken: str
+    why: str = ""
 
 
 @dataclass(slots=True)
@@ -199,6 +203,11 @@ class Record:
                 for dim, ids in enumerate(outputs[index].labels):
                     if ids is not None:
                         yield Place(self.training, node.index, False, position, dim), ids
+
+    @property
+    def reads_values(self) -> bool:
+        """Whether the forward's way, or a shape in it, depends on values that were computed."""
+        return any(node.op in _READERS for node in self.nodes)
 
     @property
     def macs(self) -> int:

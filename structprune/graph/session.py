@@ -54,20 +54,24 @@ class Session:
         try:
             self._settle(candidates(), given)
         except InputError as error:
-            if not (self._reads_values and has_values(model)):
+            if not ((given or self._reads_values) and has_values(model)):
                 raise
             self._on_meta = False
             self.replica = duplicate(model, _own_values, lambda tensor: tensor.detach().clone())
+            try:
+                self._settle(candidates(), given)
+            except InputError:
+                raise error from error.__cause__
+            why = "reads values of floating-point tensors" if self._reads_values else "runs with values only"
             self.notes.append(
-                "the forward reads values of floating-point tensors: traced with those of the example inputs, and "
-                f"inputs that take another way are not covered ({brief(error.__cause__ or error)})"
+                f"the forward {why}: traced with those of the example inputs, and inputs that take another way are "
+                f"not covered ({brief(error.__cause__ or error)})"
             )
-            self._settle(candidates(), given)
 
     def discover(self, decisions: Decisions) -> DependencyGraph:
         """Trace the dense network in every mode that runs, join the constraints, and add what was decided."""
         if self._traced is None or self._traced[0] != decisions.readings:
-            self._traced = decisions.readings, self._trace(decisions.readings)
+            self._traced = decisions.readings, self._trace(decisions)
         space, coupling, records = self._traced[1]
         coupling = coupling.copy()
         for (training, index), reason in decisions.frozen.items():
@@ -86,16 +90,24 @@ class Session:
         """The graph of evaluation alone, without what was frozen: to compare readings by."""
         if self._recorded is None:
             return self.discover(decisions)
-        space, coupling, records = self._trace(decisions.readings, [False])
+        space, coupling, records = self._trace(decisions, [False])
         return DependencyGraph(self.model_name, space, coupling, records, self.notes, decisions.ties)
 
     def _trace(
-        self, readings: Readings, modes: Iterable[bool] = (False, True)
+        self, decisions: Decisions, modes: Iterable[bool] = (False, True)
     ) -> tuple[SliceSpace, Coupling, list[Record]]:
         space = SliceSpace()
         labels, coupling = self.label(space), Coupling(space)
         observers = [
-            Discovery(space, coupling, readings, run_on_meta, training=mode, on_meta=self._on_meta)
+            Discovery(
+                space,
+                coupling,
+                decisions.readings,
+                run_on_meta,
+                training=mode,
+                on_meta=self._on_meta,
+                whys=decisions.whys,
+            )
             for mode in modes
             if mode in self.calls
         ]

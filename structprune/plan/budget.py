@@ -71,6 +71,11 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Select
         selection.skipped.setdefault(group.index, f"must be as wide as {blocked[index]}, which stays whole")
     for bundle in bundles:
         lefts = _left(graph, [strata[i] for i in bundle], settings)
+        if len(bundle) > 1 and all(left == len(strata[i].channels) for i, left in zip(bundle, lefts, strict=True)):
+            for index in bundle:
+                selection.skipped.setdefault(
+                    strata[index].group.index, "must lose the same share as other widths, and no whole numbers do"
+                )
         for index, left in zip(bundle, lefts, strict=True):
             group, stratum = strata[index].group, strata[index].channels
             if left == len(stratum):
@@ -129,8 +134,9 @@ def _bundles(graph: DependencyGraph, strata: list[_Stratum]) -> tuple[dict[int, 
             parent[find(i)] = find(inside[0])
         if inside and any((side < 0).any() for side in sides):
             rigid = next(c for side, c in zip(sides, (left, right), strict=True) if (side < 0).any())
-            stays = next((g.name for g in graph.groups if np.isin(g.channels, rigid).any()), "a fixed size")
-            whole[inside[0]] = stays
+            name = next((g.name for g in graph.groups if np.isin(g.channels, rigid).any()), "")
+            why = graph.reason(rigid)
+            whole[inside[0]] = name or (f"a dimension that {why}" if why else "a dimension of fixed size")
     named = {find(i): name for i, name in whole.items()}
     blocked = {i: named[find(i)] for i in range(len(strata)) if find(i) in named}
     bundles: dict[int, list[int]] = {}

@@ -62,6 +62,7 @@ class Replay:
         self._stuck = stuck
         self._present = present
         self._run = run
+        self._reads_values = dense.reads_values
         self._kept: dict[int, tuple[Ids, Ids]] = {}
         self._fresh_taken = 0
         self._dense = dense.nodes
@@ -112,6 +113,8 @@ class Replay:
                 raise
             self.mismatch(dense, f"fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             return self._predicted(dense)
+        if dense is not None and self._reads_values:
+            out = self._as_decided(dense, op, out)
         if dense is not None:
             shapes = [tuple(t.shape) for t in tensors_of(out)]
             predicted = [self.predicted_shape(o) for o in dense.outputs]
@@ -119,6 +122,21 @@ class Replay:
                 self.mismatch(dense, f"returns {_shapes(shapes)} where {_shapes(predicted)} was expected")
                 return out if op.in_place else self._predicted(dense)
         return out
+
+    def _as_decided(self, dense: Node, op: Operator, out: Any) -> Any:
+        """The numbers, masks and indices of the dense network: a cut network may not take another way.
+
+        Its values are others where it mixes channels, and a branch, a route or a size that depends on
+        them would be another, too.
+        """
+        if "number" in dense.memory:
+            return dense.memory["number"]
+        decided = dense.memory.get("decided", [])
+        each = list(out) if isinstance(out, (list, tuple)) else [out]
+        for index, (known, output) in enumerate(zip(decided, dense.outputs, strict=False)):
+            if known is not None and tuple(known.shape) == self.predicted_shape(output):
+                each[index] = each[index].copy_(known) if op.in_place else known.clone()
+        return type(out)(each) if isinstance(out, (list, tuple)) else each[0]
 
     def finish(self, node: Node, out: Any, operands: list[Labels], labels: list[Labels]) -> list[Labels]:
         """Compare the labels with the dense network's, and go on with those."""

@@ -111,8 +111,9 @@ def _ranked(
     if FROZEN not in readings:
         return tuple(ordered), True
     whole = left[FROZEN][0]
-    # One that leaves more than freezing is a wrong one.
+    # One that leaves as much as freezing is a wrong one, unless that is so of all.
     ordered = [r for r in ordered if r != FROZEN and left[r][0] <= whole]
+    ordered = [r for r in ordered if left[r][0] < whole] or ordered
     if ordered:
         enough = whole - _MUCH * (whole - left[ordered[0]][0])
         whole_heads = max((r for r in ordered if left[r][0] <= enough), key=heads.__getitem__)
@@ -184,7 +185,8 @@ def _revised(
 
     Not both in one round: a reading that is wrong may be what the later operators trip over.
     """
-    readings, frozen, held = dict(decisions.readings), dict(decisions.frozen), dict(decisions.held)
+    readings, whys = dict(decisions.readings), dict(decisions.whys)
+    frozen, held = dict(decisions.frozen), dict(decisions.held)
     advanced: set[str] = set()
     for mismatch in mismatches:
         behind = [p for p in repairs.behind(graph, mismatch) if p not in held]
@@ -197,6 +199,7 @@ def _revised(
             later = tuple(r for r in order if r != choice.taken)
             if any(r in choice.readings for r in later):
                 readings[key] = later
+                whys[key] = f"cannot shrink here: {mismatch.text}"
                 advanced.add(key)
                 break
         else:
@@ -209,7 +212,7 @@ def _revised(
                 for twin in _frozen_alike(session, repairs.twins, graph, decisions, (mismatch.training, index)):
                     frozen.setdefault((mismatch.training, twin), reason)
     if advanced:
-        return replace(decisions, readings=readings)
+        return replace(decisions, readings=readings, whys=whys)
     return replace(decisions, frozen=frozen, held=held)
 
 

@@ -497,8 +497,8 @@ INDEXING = [
     Case("scatter_add", lambda x, y: x.scatter_add(1, indices(4, 6, 5), y), PAIR, ()),
     Case("scatter_reduce", lambda x, y: x.scatter_reduce(1, indices(4, 6, 5), y, "sum"), PAIR, ()),
     Case("index_put", lambda x: x.index_put((indices(2),), torch.tensor(1.0)), X, ()),
-    Case("index_add", lambda x, y: x.index_add(1, indices(6), y), PAIR, ()),
-    Case("index_copy", lambda x, y: x.index_copy(1, torch.arange(6), y), PAIR, ()),
+    Case("index_add", lambda x, y: x.index_add(1, indices(6), y), PAIR, ("0.0", "0.2", "1.0", "1.2")),
+    Case("index_copy", lambda x, y: x.index_copy(1, torch.arange(6), y), PAIR, ("0.0", "0.2", "1.0", "1.2")),
     Case("masked_scatter", lambda x, y: x.masked_scatter(fixed(6, 5) > 0.5, y), PAIR, ()),
 ]
 

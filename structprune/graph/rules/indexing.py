@@ -96,7 +96,23 @@ def gather(call: Call) -> Labels:
     return tuple(labels)
 
 
-@rule("scatter", "scatter_add", "index_put", "index_add", "index_copy", "masked_scatter", "scatter_reduce")
+@rule("index_add", "index_copy")
+def written_along(call: Call) -> Labels:
+    """Writes whole slices at positions of one dimension; along the others the two tensors meet."""
+    x, source = call["self"], call["source"]
+    dim = normalised(call["dim"], max(x.ndim, 1))
+    labels: list[Ids | None] = []
+    for d, (ids, written) in enumerate(zip(call.labels(x), call.labels(source), strict=True)):
+        if d == dim:
+            call.freeze(ids, "is written at positions")
+            call.freeze(written, "is written at positions")
+        else:
+            call.couple(ids, written, "meets a tensor of fixed size")
+        labels.append(ids if d != dim and written is not None else None)
+    return tuple(labels)
+
+
+@rule("scatter", "scatter_add", "index_put", "masked_scatter", "scatter_reduce")
 def scatter(call: Call) -> Labels:
     """Writes at positions."""
     call.freeze_all("is written at positions")

@@ -84,7 +84,8 @@ def split_labels(call: Call, grid: Ids, dense: Sequence[int], question: str) -> 
         readings = (*(f"dim {d}" for d in candidates), FROZEN)
         chosen = call.choose(*readings, question=f"splitting {question}", effect=effect)
         if chosen == FROZEN:
-            call.freeze(grid.ravel(), "is split in a way that cannot shrink")
+            choice = call.node.choices.get(f"splitting {question}")
+            call.freeze(grid.ravel(), (choice and choice.why) or "is split in a way that cannot shrink")
             return result
         reading = _dim(chosen)
         call.couple(*_along(grid, reading), "")
