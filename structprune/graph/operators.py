@@ -15,8 +15,23 @@ if TYPE_CHECKING:
 Result: TypeAlias = Labels | list[Labels]
 Rule: TypeAlias = "Callable[[Call], Result]"
 
-# Arguments of these types may be numbers that go into the computation, and are not sizes.
-_SCALAR_TYPES = frozenset(("float", "number", "Tensor", "Optional[float]", "Optional[number]", "Optional[Tensor]"))
+# Arguments that say how large something is: where they follow a cut, shapes and labels show whether they are right.
+_SIZES = frozenset(("size", "normalized_shape", "split_size", "split_sizes", "repeats"))
+_SIZES_OF = {
+    "aten::convolution": ("groups",),
+    "aten::_convolution": ("groups",),
+    "aten::native_group_norm": ("N", "C", "HxW", "group"),
+    "aten::roll": ("shifts",),
+    "aten::slice": ("start", "end"),
+    "aten::slice_copy": ("start", "end"),
+    "aten::as_strided": ("stride",),
+    "aten::empty_strided": ("stride",),
+    "aten::new_empty_strided": ("stride",),
+    "aten::_reshape_alias": ("stride",),
+    "aten::repeat_interleave": ("output_size",),
+}
+# Arguments that change no value.
+_PLACES = frozenset(("device", "layout", "pin_memory", "memory_format", "non_blocking", "generator", "implicit"))
 _RULES: dict[str, Rule] = {}
 _AMBIGUOUS: set[str] = set()
 _KNOWN: dict[Any, Operator] = {}
@@ -24,11 +39,14 @@ _KNOWN: dict[Any, Operator] = {}
 
 @dataclass(frozen=True)
 class Operator(Signature):
-    """What the tracer needs of an operator's schema, read once per overload."""
+    """What the tracer needs of an operator's schema, read once per overload.
+
+    ``settings`` are the arguments that must not change with a cut: numbers, words, flags, dimensions.
+    """
 
     parameters: tuple[str, ...]
     defaults: dict[str, Any]
-    scalars: frozenset[str]
+    settings: tuple[str, ...]
     rule: Rule | None
     ambiguous: bool
 
@@ -76,7 +94,11 @@ def operator(func: Any) -> Operator:
             plain.out_variant,
             tuple(a.name for a in arguments),
             {a.name: a.default_value for a in arguments},
-            frozenset(a.name for a in arguments if str(a.type) in _SCALAR_TYPES),
+            tuple(
+                a.name
+                for a in arguments
+                if a.name not in _SIZES | _PLACES and a.name not in _SIZES_OF.get(plain.name, ())
+            ),
             None if plain.out_variant else _RULES.get(plain.name),
             plain.name in _AMBIGUOUS,
         )

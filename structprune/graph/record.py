@@ -116,6 +116,7 @@ class Node:
         parents: Nodes whose outputs it read.
         parametric: Whether it derives from parameters and buffers alone.
         shapes: Shapes of its tensor arguments.
+        settings: The arguments that must not change with a cut, by name.
         contracts: Whether it sums over a dimension shared by two operands.
         operands: Labelled dimensions that the contraction sums over.
         produced: Where a channel begins: the labels that a parametric operand gives to the output.
@@ -141,7 +142,7 @@ class Node:
     parametric: bool
     shapes: list[Shape]
     outputs: list[Output] = field(default_factory=list)
-    scalars: tuple[Any, ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
     constants: list[torch.Tensor] = field(default_factory=list)
     writes: bool = False
     returns_list: bool = False

@@ -40,7 +40,7 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
             # An input is all unlabelled, whatever its rank.
             leaves[old.index] = labels[name] if old.op.startswith("parameter::") else (None,) * _MOST_DIMS
             continue
-        node.sources, node.scalars, node.writes = old.sources, old.scalars, old.writes
+        node.sources, node.settings, node.writes = old.sources, old.settings, old.writes
         node.returns_list, node.constants, node.line = old.returns_list, old.constants, old.line
         node.replay, node.macs = old.replay, old.macs
         values = [

@@ -19,7 +19,7 @@ from structprune.graph.relabel import can_relabel, relabel
 from structprune.graph.slices import Coupling, Labels, SliceSpace
 from structprune.graph.tracer import Observer, Tracer
 from structprune.inputs import Invocations, infer_inputs, read_inputs
-from structprune.meta.caches import caches_restored
+from structprune.meta.caches import caches_restored, empty_caches
 from structprune.meta.forward import brief, not_inferred, reads_values, running, way_on
 from structprune.meta.replica import duplicate, like_parameter, meta_replica, named_tensors, to_meta
 from structprune.meta.run import run_on_meta
@@ -36,6 +36,7 @@ class Session:
 
     def __init__(self, model: nn.Module, example_inputs: Any = None) -> None:
         check_model(model)
+        empty_caches(model)
         self.model_name = type(model).__name__
         self.replica = meta_replica(model)
         self.notes: list[str] = []

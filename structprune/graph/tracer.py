@@ -107,9 +107,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             [tuple(t.shape) for t in tensors],
         )
         node.sources = tuple((v.node, v.output) for v in values)
-        node.scalars = tuple(
-            (k, v) for k, v in arguments.items() if k in op.scalars and isinstance(v, (int, float, complex))
-        )
+        node.settings = tuple([(n, _plain(arguments.get(n, op.defaults[n]))) for n in op.settings])
         node.writes = op.in_place
         if op.name in PLACED:
             node.places = places({**op.defaults, **arguments}, values[0].labels)
@@ -190,6 +188,15 @@ def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch
         return observer.rule_failed(call.node, error)
     labels = got if isinstance(got, list) else [got]
     return labels + [(None,) * t.ndim for t in results[len(labels) :]]
+
+
+def _plain(value: Any) -> Any:
+    """An argument as it can be compared: tensors are not, only that there is one."""
+    if isinstance(value, torch.Tensor):
+        return torch.Tensor
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(item) for item in value)
+    return value
 
 
 def places(arguments: dict[str, Any], labels: Labels) -> tuple[Any, ...]:

@@ -1,9 +1,13 @@
-"""Function caches that a forward fills: none may be left holding what was computed without numbers."""
+"""What a forward keeps outside the model: function caches, and tables of its files and classes.
+
+None may be left holding what was computed without numbers, and every run must find them alike.
+"""
 
 from __future__ import annotations
 
 import functools
 import sys
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
@@ -13,25 +17,75 @@ from torch import nn
 
 from structprune.meta.replica import walk
 
+# A table of another class may do anything when it is read.
+_TABLES = (dict, OrderedDict, defaultdict)
 _Cache = type(functools.lru_cache(lambda: None))
 _BY_CLASS: dict[type, frozenset[Any]] = {}
 _BY_MODULE: dict[str, frozenset[Any]] = {}
 
 
+def empty_caches(model: nn.Module) -> None:
+    """Empty the ``functools`` caches of a model's files: filled ones would be hit in some runs and missed in others."""
+    for cache in _caches(model):
+        if cache.cache_info().currsize:
+            cache.cache_clear()
+
+
 @contextmanager
 def caches_restored(model: nn.Module) -> Iterator[None]:
-    """Empty the ``functools`` caches that were filled meanwhile, so that the next run fills them alike.
+    """Undo what a run leaves outside the model.
 
-    A cached table may be a tensor on the meta device, which the user's own forward would be handed.
+    The ``functools`` caches that it filled are emptied, and the variables, dicts and lists of the
+    model's own files and classes are put back: the user's own forward would be handed tensors of
+    the meta device.
     """
-    caches = frozenset().union(*map(_caches_of, {type(module) for _, module in walk(model)}))
+    caches = _caches(model)
     before = {cache: cache.cache_info().misses for cache in caches}
+    kept = [_Kept(owner) for owner in _owners(model)]
     try:
         yield
     finally:
         for cache, misses in before.items():
             if cache.cache_info().misses != misses:
                 cache.cache_clear()
+        for each in kept:
+            each.restore()
+
+
+class _Kept:
+    """The variables of a file or class as they were, and the entries of the dicts and lists among them."""
+
+    def __init__(self, owner: ModuleType | type) -> None:
+        self._owner = owner
+        self._names = {n: v for n, v in vars(owner).items() if not n.startswith("__")}
+        self._dicts = [(v, dict(v)) for v in self._names.values() if type(v) in _TABLES]
+        self._lists = [(v, list(v)) for v in self._names.values() if type(v) is list]
+
+    def restore(self) -> None:
+        now = {n: v for n, v in vars(self._owner).items() if not n.startswith("__")}
+        for name in now.keys() - self._names.keys():
+            delattr(self._owner, name)
+        for name, value in self._names.items():
+            if now.get(name) is not value:
+                setattr(self._owner, name, value)
+        for table, entries in self._dicts:
+            if len(table) != len(entries) or any(table.get(k) is not v for k, v in entries.items()):
+                table.clear()
+                table.update(entries)
+        for values, entered in self._lists:
+            if len(values) != len(entered) or any(a is not b for a, b in zip(values, entered, strict=True)):
+                values[:] = entered
+
+
+def _owners(model: nn.Module) -> list[ModuleType | type]:
+    """The files and classes that a model's modules come from, those of libraries aside."""
+    classes = {base for _, module in walk(model) for base in type(module).__mro__ if not _is_library(base.__module__)}
+    files = {name: sys.modules[name] for name in (c.__module__ for c in classes) if name in sys.modules}
+    return [*files.values(), *classes]
+
+
+def _caches(model: nn.Module) -> frozenset[Any]:
+    return frozenset().union(*map(_caches_of, {type(module) for _, module in walk(model)}))
 
 
 def _caches_of(kind: type) -> frozenset[Any]:

@@ -93,11 +93,14 @@ class Replay:
         self._fresh_taken = 0
         self._twins[node.index] = expected.index
         self._compare_sources(node, expected)
-        if node.scalars != expected.scalars:
-            for (name, got), (_, dense) in zip(node.scalars, expected.scalars, strict=False):
-                if got != dense:
-                    text = f"its number {name!r} becomes {got}, was {dense}: it depends on the size"
-                    self.mismatch(expected, text, of_number=True)
+        settings = dict(expected.settings)
+        for name, got in node.settings:
+            dense = settings.get(name, got)
+            # By their text: a NaN equals itself, a flag is no number.
+            if got is not dense and repr(got) != repr(dense):
+                kind = "number" if isinstance(got, (int, float, complex)) and type(got) is not bool else "argument"
+                text = f"its {kind} {name!r} becomes {got}, was {dense}: it depends on the size"
+                self.mismatch(expected, text, of_number=True)
 
     def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operator; hand on what was predicted where something else comes out."""
@@ -144,6 +147,9 @@ class Replay:
         if dense is None:
             return labels
         self._storages[dense.index] = [t.untyped_storage() for t in tensors_of(out)]
+        dtypes = [t.dtype for t in tensors_of(out)]
+        if dtypes != [o.dtype for o in dense.outputs]:
+            self.mismatch(dense, f"computes in {dtypes[0]}, was {dense.outputs[0].dtype}: it depends on the size")
         self._compare_constants(node, dense)
         if node.places != dense.places:
             self.mismatch(dense, f"its positions become {node.places}, were {dense.places}: they depend on the size")

@@ -166,7 +166,7 @@ def held_sizes(model: nn.Module) -> list[HeldSize]:
 def stale_sizes(model: nn.Module, cut: Cut, shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """Sizes that modules hold, that the cut leaves alone, and that equal a width which it changes right there.
 
-    Nothing that was traced reads them; code that was not traced may. One line a class and attribute.
+    No operator that was traced is given them; other code may read them. One line a class and attribute.
     """
     changed = {(c.module, c.name) for c in cut.attributes}
     widths: dict[str, dict[int, int]] = {}
@@ -183,7 +183,7 @@ def stale_sizes(model: nn.Module, cut: Cut, shapes: Mapping[str, Sequence[int]])
     return [
         f"{kind}.{name} stays {value} beside widths that become {left} ({modules[0] or 'the model'}"
         + (f" and {len(modules) - 1} more" if len(modules) > 1 else "")
-        + "): nothing that was traced reads it"
+        + "): no operator that was traced is given it"
         for (kind, name, value, left), modules in found.items()
     ]
 
