@@ -147,6 +147,11 @@ trial, and returns a copy; torch-pruning traces once and cuts in place.
 Planning and cutting a VGG-16 at 0.5 grew the process by {grown:.0f} MB at its peak; the pruned copy it returned has
 {cut:.0f} MB of parameters, the dense model 528 MB.
 
+## Network by network
+
+Which networks of torchvision, timm and transformers each of the two prunes right, in one run with one process a
+network: [the zoo](zoo.md).
+
 """
 
 

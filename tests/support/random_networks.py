@@ -1,4 +1,4 @@
-"""Small random networks of everything that convolutional networks are made of.
+"""Small random networks of everything that convolutional networks are made of, and of attention over positions.
 
 The generator knows what may be cut: every filter of every convolution or linear layer but the
 last, which makes the outputs. Blocks keep enough channels for each constraint they add.
@@ -110,6 +110,22 @@ class GatedUnit(nn.Module):
         return a * torch.sigmoid(b)
 
 
+class GatedMlp(nn.Module):
+    """Two layers, the first of twice the width: one half gates the other."""
+
+    def __init__(self, rank: int, channels: int, outputs: int, *, glu: bool) -> None:
+        super().__init__()
+        self.up = conv(rank, channels, 32)
+        self.down = conv(rank, 16, outputs)
+        self.glu = glu
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.glu:
+            return x + self.down(F.glu(self.up(x), 1))
+        a, b = self.up(x).chunk(2, 1)
+        return self.down(a * torch.sigmoid(b))
+
+
 class SplitConv(nn.Module):
     """Each half of the channels to its own convolution."""
 
@@ -202,6 +218,45 @@ class TrainOnly(nn.Module):
         return out + self.extra(x) if self.training else out
 
 
+class Attention(nn.Module):
+    """Attention over positions; the head count and the scale are stored, the last reshape takes the input's width."""
+
+    def __init__(self, channels: int, *, residual: bool) -> None:
+        super().__init__()
+        self.heads, self.residual = 4, residual
+        self.scale = (channels // 4) ** -0.5
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        n, t, c = tokens.shape
+        q, k, v = self.qkv(tokens).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = (q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v
+        out = self.out(mixed.transpose(1, 2).reshape(n, t, c)).transpose(1, 2).reshape(x.shape)
+        return x + out if self.residual else out
+
+
+class InferredAttention(nn.Module):
+    """Attention over positions with its own width; the head count, width and scale are stored, reshapes infer."""
+
+    def __init__(self, channels: int, outputs: int, *, residual: bool) -> None:
+        super().__init__()
+        self.heads, self.width, self.residual = 4, 4, residual
+        self.scale = self.width**-0.5
+        self.q, self.k, self.v = (nn.Linear(channels, 16) for _ in range(3))
+        self.out = nn.Linear(16, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        n, t, _ = tokens.shape
+        q, k, v = (
+            layer(tokens).view(n, t, self.heads, self.width).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        out = self.out(mixed.transpose(1, 2).reshape(n, t, -1)).transpose(1, 2).reshape(n, -1, *x.shape[2:])
+        return x + out if self.residual else out
+
+
 def shuffle_channels(x: Tensor) -> Tensor:
     """Channel shuffle of two groups by views."""
     n, c, *rest = x.shape
@@ -251,6 +306,18 @@ def _block(name: str, c: Context) -> tuple[nn.Module, int]:
             return Gate(rank, n), n
         case "gated unit":
             return GatedUnit(rank, n), 16
+        case "gated mlp":
+            return GatedMlp(rank, n, 16, glu=False), 16
+        case "residual glu":
+            return GatedMlp(rank, n, n, glu=True), n
+        case "attention":
+            return nn.Sequential(widened, Attention(16, residual=False)), 16
+        case "residual attention":
+            return nn.Sequential(widened, Attention(16, residual=True)), 16
+        case "inferred attention":
+            return InferredAttention(n, 16, residual=False), 16
+        case "residual inferred attention":
+            return InferredAttention(n, n, residual=True), n
         case "split":
             return SplitConv(rank, n), 24
         case "swap":
@@ -285,7 +352,8 @@ BLOCKS = (
     "conv", "dilated", "grouped", "depthwise", "multiplier", "transposed", "transposed grouped", "batch norm",
     "instance norm", "plain instance norm", "group norm", "layer norm", "prelu", "residual", "branches", "gate",
     "gated unit", "split", "swap", "shuffle", "pixel shuffle", "stride", "flip", "roll", "raw weight", "weight norm",
-    "standardised", "reused", "tied", "train only",
+    "standardised", "reused", "tied", "train only", "gated mlp", "residual glu", "attention", "residual attention",
+    "inferred attention", "residual inferred attention",
 )  # fmt: skip
 
 

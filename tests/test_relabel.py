@@ -1,0 +1,202 @@
+"""A record whose rules were asked again is what a fresh trace under the same readings records."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from structprune.graph import session as sessions
+from structprune.graph.discovery import Decisions, Discovery
+from structprune.graph.groups import DependencyGraph
+from structprune.graph.record import Node, Record
+from structprune.graph.session import Session
+from structprune.graph.slices import Ids, Labels
+from structprune.resolve.resolution import ambiguous_readings
+from tests.support.attention import INPUTS, TOKENS, HeldWidth, Net
+from tests.support.random_networks import Apply, Residual, shuffle_channels
+
+Tensor = torch.Tensor
+IMAGE = torch.zeros(2, 3, 8, 8)
+
+
+class Plain(nn.Module):
+    """Residual blocks, and no operator that may be read in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 16, 3), nn.Sequential(Residual(2, 16), Residual(2, 16))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.blocks(self.stem(x))).mean((2, 3)))
+
+
+def shuffled() -> nn.Module:
+    """A grouped convolution behind a channel shuffle, which may be read in several ways."""
+    layers = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), Apply(shuffle_channels), nn.Conv2d(16, 16, 1, groups=2)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
+    "shuffle": (shuffled, IMAGE, 2),
+    "attention": (lambda: Net(HeldWidth(stored_scale=True)), torch.zeros(2, TOKENS, INPUTS), 2),
+    "residual": (Plain, IMAGE, 1),
+}
+
+
+class Seen:
+    """A graph with ids that stand for the same channels in every trace of a network."""
+
+    def __init__(self, graph: DependencyGraph) -> None:
+        self.graph = graph
+        self.named = 1 + max(axis.start + axis.size - 1 for axis in graph.space.axes)
+        self.numbers: dict[int, int] = {}
+
+    def channels(self, ids: Ids | None) -> list[int] | None:
+        """Slices of tensors by the least of those that leave together; computed ones numbered as they come."""
+        if ids is None:
+            return None
+        roots = self.graph.roots[ids].tolist()
+        return [r if r < self.named else self.numbers.setdefault(r, -1 - len(self.numbers)) for r in roots]
+
+    def each(self, many: list[Ids] | Labels) -> list[list[int] | None]:
+        return [self.channels(ids) for ids in many]
+
+    def node(self, node: Node) -> dict[str, Any]:
+        """All that is known of a node."""
+        plain = "index op module parents parametric shapes settings writes returns_list places contracts"
+        plain += " line choices macs sources is_leaf memory"
+        return {
+            **{name: getattr(node, name) for name in plain.split()},
+            "outputs": [(o.shape, o.dtype, o.device, self.each(o.labels)) for o in node.outputs],
+            "operands": [(o.position, o.dim, self.channels(o.ids)) for o in node.operands],
+            "mixed": [(o.position, o.dim, self.channels(o.ids)) for o in node.mixed],
+            "produced": [(position, dim, self.channels(ids)) for position, dim, ids in node.produced],
+            "sizes": [(s.name, s.entry, self.channels(s.ids)) for s in node.sizes],
+            **{name: self.each(getattr(node, name)) for name in ("batched", "reduced", "pieces", "fresh")},
+            "constants": [(t.shape, t.dtype) for t in node.constants],
+            "replayed": node.replay is not None,
+            "asked": None if node.asked is None else (node.asked.operator.name, [*node.asked.arguments]),
+        }
+
+    def record(self, record: Record) -> dict[str, Any]:
+        """All that is known of a trace."""
+        return {
+            "training": record.training,
+            "returned": record.returned,
+            "results": [(t.shape, t.dtype) for t in record.results],
+            "unknown": record.unknown,
+            "touched": record.touched,
+            "nodes": [self.node(node) for node in record.nodes],
+        }
+
+    def frozen(self) -> list[str]:
+        """For every slice of every tensor the reason why it stays."""
+        return [self.graph.reason(np.array([i])) for i in range(self.named)]
+
+
+def assert_same(one: DependencyGraph, other: DependencyGraph) -> None:
+    """Two graphs say the same of a network."""
+    left, right = Seen(one), Seen(other)
+    assert left.named == right.named
+    assert len(one.records) == len(other.records)
+    for a, b in zip(one.records, other.records, strict=True):
+        for ours, theirs in zip(a.nodes, b.nodes, strict=True):
+            assert left.node(ours) == right.node(theirs)
+        assert left.record(a) == right.record(b)
+    assert one.roots[: left.named].tolist() == other.roots[: left.named].tolist()
+    assert left.frozen() == right.frozen()
+    assert str(one) == str(other)
+
+
+def fresh(session: Session, decisions: Decisions) -> DependencyGraph:
+    """The graph of a trace that runs the forward."""
+    session._recorded = session._traced = None
+    return session.discover(decisions)
+
+
+def decided(graph: DependencyGraph) -> list[Decisions]:
+    """Every reading of every question with every one of the others; one that nothing asks for."""
+    questions = ambiguous_readings(graph)
+    every = [Decisions(readings={"nothing asks this": ("free",)})]
+    for taken in itertools.product(*questions.values()):
+        readings = {key: (reading,) for key, reading in zip(questions, taken, strict=True)}
+        every.append(Decisions(readings=readings, whys=dict.fromkeys(readings, "another one failed")))
+    return every
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_relabelled_is_as_traced(name: str) -> None:
+    make, example, least = NETWORKS[name]
+    model = make()
+    kept, other = Session(model, example), Session(model, example)
+    first = kept.discover(Decisions())
+    every = decided(first)
+    assert len(every) > least
+    recorded = kept._recorded
+    assert recorded is not None
+    partitions = set()
+    for decisions in every:
+        relabelled, traced = kept.discover(decisions), fresh(other, decisions)
+        assert relabelled.records[0] is not recorded[0]
+        assert kept._recorded is recorded
+        assert_same(relabelled, traced)
+        # Evaluation alone, by which readings are compared.
+        sketched = kept.sketch(decisions)
+        assert [r.training for r in sketched.records] == [False]
+        assert Seen(sketched).record(sketched.records[0]) == Seen(traced).record(traced.records[0])
+        partitions.add(str(traced.roots[: Seen(traced).named].tolist()))
+    # The readings say different things, and none left anything behind.
+    assert len(partitions) >= least
+    assert_same(kept.discover(Decisions()), fresh(other, Decisions()))
+    assert_same(first, fresh(other, Decisions()))
+
+
+def loses_a_contraction(record: Record) -> None:
+    next(n for n in record.nodes if n.contracts).contracts = False
+
+
+def loses_a_label(record: Record) -> None:
+    node = next(n for n in reversed(record.nodes) if n.operands)
+    node.operands = node.operands[1:]
+
+
+def loses_a_choice(record: Record) -> None:
+    for node in record.nodes:
+        node.choices = {}
+
+
+@pytest.mark.parametrize("loses", [loses_a_contraction, loses_a_label, loses_a_choice])
+def test_a_difference_is_seen(loses: Callable[[Record], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    relabel = sessions.relabel
+
+    def broken(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Record:
+        record = relabel(dense, observer, labels)
+        loses(record)
+        return record
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sessions, "relabel", broken)
+        with pytest.raises(AssertionError):
+            test_relabelled_is_as_traced("attention")
+    test_relabelled_is_as_traced("attention")
+
+
+def test_readings_left_out_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking the rules again under the first readings is not enough."""
+    relabel = sessions.relabel
+
+    def deaf(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Record:
+        monkeypatch.setattr(observer, "_readings", {})
+        return relabel(dense, observer, labels)
+
+    monkeypatch.setattr(sessions, "relabel", deaf)
+    with pytest.raises(AssertionError):
+        test_relabelled_is_as_traced("shuffle")
