@@ -26,7 +26,7 @@ _BY_MODULE: dict[str, frozenset[Any]] = {}
 
 def empty_caches(model: nn.Module) -> None:
     """Empty the ``functools`` caches of a model's files: filled ones would be hit in some runs and missed in others."""
-    for cache in _caches(model):
+    for cache in _caches(_classes(model)):
         if cache.cache_info().currsize:
             cache.cache_clear()
 
@@ -39,9 +39,10 @@ def caches_restored(model: nn.Module) -> Iterator[None]:
     model's own files and classes are put back: the user's own forward would be handed tensors of
     the meta device.
     """
-    caches = _caches(model)
+    classes = _classes(model)
+    caches = _caches(classes)
     before = {cache: cache.cache_info().misses for cache in caches}
-    kept = [_Kept(owner) for owner in _owners(model)]
+    kept = [_Kept(owner) for owner in _owners(classes)]
     try:
         yield
     finally:
@@ -77,15 +78,21 @@ class _Kept:
                 values[:] = entered
 
 
-def _owners(model: nn.Module) -> list[ModuleType | type]:
+def _classes(model: nn.Module) -> frozenset[type]:
+    return frozenset(type(module) for _, module in walk(model))
+
+
+@functools.cache
+def _owners(classes: frozenset[type]) -> list[ModuleType | type]:
     """The files and classes that a model's modules come from, those of libraries aside."""
-    classes = {base for _, module in walk(model) for base in type(module).__mro__ if not _is_library(base.__module__)}
-    files = {name: sys.modules[name] for name in (c.__module__ for c in classes) if name in sys.modules}
-    return [*files.values(), *classes]
+    bases = {base for kind in classes for base in kind.__mro__ if not _is_library(base.__module__)}
+    files = {name: sys.modules[name] for name in (base.__module__ for base in bases) if name in sys.modules}
+    return [*files.values(), *bases]
 
 
-def _caches(model: nn.Module) -> frozenset[Any]:
-    return frozenset().union(*map(_caches_of, {type(module) for _, module in walk(model)}))
+@functools.cache
+def _caches(classes: frozenset[type]) -> frozenset[Any]:
+    return frozenset().union(*map(_caches_of, classes))
 
 
 def _caches_of(kind: type) -> frozenset[Any]:

@@ -44,9 +44,12 @@ def _visit(path: str, module: nn.Module, found: list[tuple[str, nn.Module]], see
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """All parameters and buffers by name; a tied one under its first name only."""
+    return _tensors_of(walk(model))
+
+
+def _tensors_of(modules: list[tuple[str, nn.Module]]) -> dict[str, torch.Tensor]:
     found: set[int] = set()
     named: dict[str, torch.Tensor] = {}
-    modules = walk(model)
     for kind in ("_parameters", "_buffers"):
         for path, module in modules:
             for name, tensor in getattr(module, kind).items():
@@ -64,29 +67,30 @@ def duplicate(model: nn.Module, tensor_map: TensorMap, loose: Callable[[torch.Te
     Raises:
         ModelError: The model holds something that cannot be copied.
     """
-    tensors = named_tensors(model)
+    modules = walk(model)
+    tensors = _tensors_of(modules)
     memo: dict[int, Any] = {id(t): tensor_map(name, t) for name, t in tensors.items()}
     # ``deepcopy`` keeps the originals alive in the memo for the time of the copy.
     try:
         with torch.no_grad(), _LooseTensors(loose):
-            copied = _copied_tree(model, memo)
+            copied = _copied_tree(model, modules, memo)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Pruning works on a copy: "
             "remove what cannot be copied (open files, locks, generators) from the modules, or define __deepcopy__."
         ) from error
-    _check_nothing_shared(model, copied)
+    _check_nothing_shared(modules, copied)
     return copied
 
 
-def _copied_tree(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copied_tree(model: nn.Module, modules: list[tuple[str, nn.Module]], memo: dict[int, Any]) -> nn.Module:
     """``copy.deepcopy`` of a model, without its detour through pickle's protocol for every module.
 
     Half of the time of a plan was spent there. Modules with a way of their own to be copied go
     that way still.
     """
     shells = []
-    for _, module in walk(model):
+    for _, module in modules:
         if _is_plain(type(module)):
             shell = memo[id(module)] = object.__new__(type(module))
             shells.append((module, shell))
@@ -117,6 +121,10 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         for key, item in value.items():
             made[_copied(key, memo)] = _copied(item, memo)
         return made
+    if kind is tuple and all(type(item) in _ATOMIC for item in value):
+        return value
+    if kind is set and all(type(item) in _ATOMIC for item in value):
+        return memo.setdefault(id(value), set(value))
     return copy.deepcopy(value, memo)
 
 
@@ -137,9 +145,9 @@ def _is_plain(kind: type[nn.Module]) -> bool:
     return known
 
 
-def _check_nothing_shared(model: nn.Module, copied: nn.Module) -> None:
+def _check_nothing_shared(modules: list[tuple[str, nn.Module]], copied: nn.Module) -> None:
     """A module whose ``__deepcopy__`` returns itself would be cut with the copy."""
-    own = {id(module) for _, module in walk(model)}
+    own = {id(module) for _, module in modules}
     for path, module in walk(copied):
         if id(module) in own:
             raise ModelError(f"{path or 'the model'} is not copied by copy.deepcopy: its __deepcopy__ returns itself.")

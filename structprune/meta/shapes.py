@@ -14,13 +14,18 @@ import torch
 Shaper = Callable[[Sequence[Any], dict[str, Any]], Any]
 
 
+def _like(x: torch.Tensor) -> torch.Tensor:
+    """``empty_like``, which is slow on the meta device where it has strides to think about."""
+    return x.new_empty(x.shape) if x.is_contiguous() else torch.empty_like(x)
+
+
 def batch_norm(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Output like the input, and two statistics per channel."""
     x = args[0]
     channels = x.shape[1] if x.ndim > 1 else -1
     if any(t is not None and t.shape != (channels,) for t in args[1:5]):
         return None
-    return torch.empty_like(x), x.new_empty(channels), x.new_empty(channels)
+    return _like(x), x.new_empty(channels), x.new_empty(channels)
 
 
 def convolution(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -45,7 +50,7 @@ def convolution(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 def unary(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """A floating-point function of every entry."""
     x = args[0]
-    return torch.empty_like(x) if x.is_floating_point() and not kwargs.keys() - {"approximate"} else None
+    return _like(x) if x.is_floating_point() and not kwargs.keys() - {"approximate"} else None
 
 
 def unary_(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -59,13 +64,15 @@ def pointwise(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if not isinstance(a, torch.Tensor) or not a.is_floating_point():
         return None
     if not isinstance(b, torch.Tensor):
-        return torch.empty_like(a) if isinstance(b, (int, float)) else None
+        return _like(a) if isinstance(b, (int, float)) else None
     if a.dtype != b.dtype or not (b.is_meta and a.is_meta):
         return None
     if a.shape == b.shape and a.stride() == b.stride():
-        return torch.empty_like(a)
-    if a.is_contiguous() and b.is_contiguous():
-        return a.new_empty(torch.broadcast_shapes(a.shape, b.shape))  # type: ignore[no-untyped-call]
+        return _like(a)
+    if a.is_contiguous() and b.is_contiguous() and a.ndim == b.ndim:
+        sizes = list(zip(a.shape, b.shape, strict=True))
+        if all(m == n or 1 in (m, n) for m, n in sizes):
+            return a.new_empty([n if m == 1 else m for m, n in sizes])
     return None
 
 
@@ -86,7 +93,7 @@ def layer_norm(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if any(t is not None and isinstance(t, torch.Tensor) and tuple(t.shape) != tuple(shape) for t in affine):
         return None
     statistics = (*x.shape[:-rank], *(1,) * rank)
-    return torch.empty_like(x), x.new_empty(statistics), x.new_empty(statistics)
+    return _like(x), x.new_empty(statistics), x.new_empty(statistics)
 
 
 def product(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -110,7 +117,7 @@ def product_and_sum(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 def softmax(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Like the input."""
     x = args[0]
-    return torch.empty_like(x) if not kwargs and x.is_contiguous() and x.is_floating_point() else None
+    return _like(x) if not kwargs and x.is_contiguous() and x.is_floating_point() else None
 
 
 def transposed(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
