@@ -13,6 +13,7 @@ from structprune.graph.call import Effect
 from structprune.graph.operators import Operator
 from structprune.graph.record import Choice, Node, Place, Record, Tie
 from structprune.graph.slices import Coupling, Ids, Labels, SliceSpace
+from structprune.meta.signature import tensors_of
 
 T = TypeVar("T")
 Readings = Mapping[str, tuple[str, ...]]
@@ -77,14 +78,13 @@ class Discovery:
         """Run the operator; keep the numbers and indices that come out, where floats are computed."""
         out = self._run(op, args, kwargs)
         if not self.on_meta:
-            node.memory["decided"] = [
-                t if isinstance(t, torch.Tensor) and not is_float(t) else None for t in _each(out)
-            ]
+            # Copies: an operator that writes in place may come later.
+            node.memory["decided"] = [None if is_float(t) else t.clone() for t in tensors_of(out)]
             if not isinstance(out, (torch.Tensor, tuple, list)):
                 node.memory["number"] = out
         return out
 
-    def finish(self, node: Node, out: Any, operands: list[Labels], labels: list[Labels]) -> list[Labels]:
+    def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
         """Nothing to compare with."""
         return labels
 
@@ -127,10 +127,6 @@ class Discovery:
     def expected(self, node: Node) -> Node:
         """The dense network's run is this one."""
         return node
-
-
-def _each(out: Any) -> list[Any]:
-    return list(out) if isinstance(out, (list, tuple)) else [out]
 
 
 def is_float(tensor: torch.Tensor) -> bool:

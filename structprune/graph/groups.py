@@ -9,8 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from structprune.errors import OptionError, nearest
-from structprune.graph.record import Node, Place, Record, Stretch, Tie
-from structprune.graph.slices import Axis, Coupling, Ids, Mask, SliceSpace
+from structprune.graph.flow import residual_additions, walk_back
+from structprune.graph.record import Place, Record, Stretch, Tie
+from structprune.graph.slices import Axis, Coupling, Ids, Mask, SliceSpace, merged
 
 RESIDUAL = "residual stream"
 REPRESENTATION = "representation"
@@ -110,13 +111,13 @@ class DependencyGraph:
     @cached_property
     def residual(self) -> Mask:
         """For every slice id whether its channel rides a residual addition."""
-        additions = (node for record in self.records for node in _residual_additions(record))
+        additions = (node for record in self.records for node in residual_additions(record))
         return self._spread(ids for node in additions for ids in node.outputs[0].labels if ids is not None)
 
     @cached_property
     def representation(self) -> Mask:
         """For every slice id whether the last contractions before the outputs read its channel."""
-        return self._spread(ids for ids, _ in _walk_back(self.records[0], reductions=False))
+        return self._spread(ids for ids, _ in walk_back(self.records[0], reductions=False))
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -223,7 +224,7 @@ class DependencyGraph:
     def _freeze_lost_channels(self) -> None:
         """A reduction over channels that reaches an output unweighted would change with their number."""
         for record in self.records:
-            for ids, where in _walk_back(record, reductions=True):
+            for ids, where in walk_back(record, reductions=True):
                 self._coupling.freeze(ids, f"is reduced on the way to an output ({where})")
 
     def _spread(self, found: Iterator[Ids]) -> Mask:
@@ -237,24 +238,16 @@ class DependencyGraph:
     def _groups(self) -> Iterator[Group]:
         producers = self._producers()
         owner = np.full(self.space.size, -1)
-        parent = list(range(len(producers)))
-
-        def find(i: int) -> int:
-            while parent[i] != i:
-                parent[i] = parent[parent[i]]
-                i = parent[i]
-            return i
-
+        pairs: list[tuple[int, int]] = []
         for i, producer in enumerate(producers):
             roots = self.roots[producer.ids]
-            for j in np.unique(owner[roots]):
-                if j >= 0:
-                    low, high = sorted((find(i), find(int(j))))
-                    parent[high] = low
+            pairs += [(i, j) for j in np.unique(owner[roots]).tolist() if j >= 0]
             owner[roots] = i
+        joined = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        member_of = merged(np.arange(len(producers)), joined[:, 0], joined[:, 1]).tolist()
         members: dict[int, list[Producer]] = {}
         for i, producer in enumerate(producers):
-            members.setdefault(find(i), []).append(producer)
+            members.setdefault(member_of[i], []).append(producer)
         for index, own in enumerate(members.values()):
             roots = np.concatenate([self.roots[p.ids] for p in own])
             channels = roots[np.sort(np.unique(roots, return_index=True)[1])]
@@ -282,74 +275,3 @@ class DependencyGraph:
     def _reasons_of(self, channels: Ids) -> tuple[str, ...]:
         index, texts = self._reasons
         return tuple(dict.fromkeys(texts[i] for i in index[channels] if i >= 0))
-
-
-def _walk_back(record: Record, *, reductions: bool) -> Iterator[tuple[Ids, str]]:
-    """Walk from the outputs back to the last contractions with weights.
-
-    Yields what those contractions sum over, or, with ``reductions``, the labels that ended in a
-    reduction on the way. Where a residual stream is the output itself, the last branch that was
-    added to it is the way back: all branches before it would be "last" otherwise.
-    """
-    pending, seen = [node for node, _ in record.returned], set()
-    residual = set() if reductions else {node.index for node in _residual_additions(record)}
-    while pending:
-        index = pending.pop()
-        if index in seen:
-            continue
-        seen.add(index)
-        node = record.nodes[index]
-        weighted = node.contracts and any(record.nodes[p].parametric for p in node.parents)
-        if reductions:
-            yield from ((ids, node.where) for ids in node.reduced)
-        elif weighted:
-            yield from ((operand.ids, node.where) for operand in node.operands)
-        if index in residual:
-            pending.append(max(source for source, _ in node.sources))
-        elif not weighted:
-            pending.extend(node.parents)
-
-
-def _residual_additions(record: Record) -> Iterator[Node]:
-    """The additions of which one operand derives from the other through a contraction.
-
-    Ancestors are sets of outputs, kept as the bits of one integer per node.
-    """
-    nodes = record.nodes
-    starts, bits = [], 0
-    for node in nodes:
-        starts.append(bits)
-        bits += max(len(node.outputs), 1)
-    reached = [0] * len(nodes)  # ancestors of a node
-    through = [0] * len(nodes)  # those that lie behind a contraction
-    for node in nodes:
-        above = behind = 0
-        for parent, output in (*node.sources, *((p, 0) for p in node.parents[len(node.sources) :])):
-            if not nodes[parent].parametric:
-                above |= reached[parent] | 1 << (starts[parent] + output)
-                behind |= through[parent]
-        reached[node.index] = above
-        through[node.index] = above if node.contracts else behind
-        if node.op == "aten::add" and len(node.sources) == 2 and node.outputs:
-            (a, i), (b, j) = node.sources
-            if _derives(nodes, through[b], starts, a, i) or _derives(nodes, through[a], starts, b, j):
-                yield node
-
-
-def _derives(nodes: list[Node], through: int, starts: list[int], node: int, output: int) -> bool:
-    """Whether a tensor, or what it was before operators that keep its channels, is in ``through``."""
-    while True:
-        if through >> (starts[node] + output) & 1:
-            return True
-        current = nodes[node]
-        before = [s for s in current.sources if not nodes[s[0]].parametric]
-        if len(before) != 1 or current.contracts or len(current.outputs) != 1:
-            return False
-        parent, of_parent = before[0]
-        if not nodes[parent].outputs:
-            return False
-        kept = [ids for ids in current.outputs[0].labels if ids is not None]
-        source = nodes[parent].outputs[of_parent].labels
-        if not kept or not all(any(ids is other for other in source) for ids in kept):
-            return False
-        node, output = parent, of_parent

@@ -9,6 +9,8 @@ from structprune.graph.slices import Labels
 from structprune.graph.tracer import PLACED, apply_rule, places
 from structprune.meta.signature import tensors_of
 
+_MOST_DIMS = 64
+
 
 def can_relabel(record: Record) -> bool:
     """Whether every tensor still has the shape that its operators saw; some change it in place."""
@@ -60,6 +62,3 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
             if ids is not None:
                 observer.output(ids)
     return record
-
-
-_MOST_DIMS = 64

@@ -132,7 +132,7 @@ class Coupling:
         known = len(self._parent)
         parent = np.concatenate([self._parent, np.arange(known, self._space.size)])
         if self._left:
-            parent = _merge(parent, np.concatenate(self._left), np.concatenate(self._right))
+            parent = merged(parent, np.concatenate(self._left), np.concatenate(self._right))
             self._left.clear()
             self._right.clear()
         self._parent = parent
@@ -143,8 +143,8 @@ class Coupling:
         return self._read
 
 
-def _merge(parent: Ids, left: Ids, right: Ids) -> Ids:
-    """Join the classes of ``left[i]`` and ``right[i]`` in a fully compressed ``parent`` array."""
+def merged(parent: Ids, left: Ids, right: Ids) -> Ids:
+    """Join the classes of ``left[i]`` and ``right[i]`` in a fully compressed ``parent`` array, which is written."""
     while True:
         left, right = parent[left], parent[right]
         differ = left != right

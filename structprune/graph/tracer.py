@@ -25,7 +25,7 @@ from structprune.meta.signature import tensors_of
 _OURS = str(Path(__file__).parent.parent)
 # Values this small are kept, so that a constant computed from a size can be compared with another.
 _SMALL = 4096
-PLACED = frozenset(("aten::select", "aten::slice", "aten::roll"))
+PLACED = frozenset(("aten::slice", "aten::roll"))
 
 
 class Observer(Recorder, Protocol):
@@ -41,7 +41,7 @@ class Observer(Recorder, Protocol):
     def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operator and return what it returns."""
 
-    def finish(self, node: Node, out: Any, operands: list[Labels], labels: list[Labels]) -> list[Labels]:
+    def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
         """Called with the labels of the outputs; returns those to go on with."""
 
     def rule_failed(self, node: Node, error: Exception) -> list[Labels]:
@@ -122,7 +122,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._observer.on_meta:
             node.asked = Asked(op, arguments, tensors, out)
             node.constants = [t.clone() for t in (*tensors, *results) if not t.is_meta and t.numel() <= _SMALL]
-        labels = self._observer.finish(node, out, [v.labels for v in values], labels)
+        labels = self._observer.finish(node, out, labels)
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
             sources = {id(t): s for t, s in zip(tensors, node.sources, strict=True)}

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from structprune.graph.groups import DependencyGraph, Group
-from structprune.graph.slices import Ids, Mask
+from structprune.graph.slices import Ids, Mask, merged
 from structprune.plan.importance import Scores
 from structprune.plan.options import Settings
 
@@ -118,31 +118,25 @@ def _bundles(graph: DependencyGraph, strata: list[_Stratum]) -> tuple[dict[int, 
     owner = np.full(graph.space.size, -1)
     for index, stratum in enumerate(strata):
         owner[stratum.channels] = index
-    parent = list(range(len(strata)))
-
-    def find(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
     whole: dict[int, str] = {}
+    pairs: list[tuple[int, int]] = []
     for left, right in graph.ties:
         sides = [np.unique(owner[channels]) for channels in (left, right)]
         inside = [int(i) for side in sides for i in side if i >= 0]
-        for i in inside[1:]:
-            parent[find(i)] = find(inside[0])
+        pairs += [(inside[0], i) for i in inside[1:]]
         if inside and any((side < 0).any() for side in sides):
             rigid = next(c for side, c in zip(sides, (left, right), strict=True) if (side < 0).any())
             name = next((g.name for g in graph.groups if np.isin(g.channels, rigid).any()), "")
             why = graph.reason(rigid)
             whole[inside[0]] = name or (f"a dimension that {why}" if why else "a dimension of fixed size")
-    named = {find(i): name for i, name in whole.items()}
-    blocked = {i: named[find(i)] for i in range(len(strata)) if find(i) in named}
+    joined = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    bundle_of = merged(np.arange(len(strata)), joined[:, 0], joined[:, 1]).tolist()
+    named = {bundle_of[i]: name for i, name in whole.items()}
+    blocked = {i: named[bundle] for i, bundle in enumerate(bundle_of) if bundle in named}
     bundles: dict[int, list[int]] = {}
-    for i in range(len(strata)):
+    for i, bundle in enumerate(bundle_of):
         if i not in blocked:
-            bundles.setdefault(find(i), []).append(i)
+            bundles.setdefault(bundle, []).append(i)
     return blocked, list(bundles.values())
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import Self
 
 from structprune.graph.record import BENIGN, Node, Place, Record, Value
 from structprune.surgery.attributes import held_sizes, replace_size
@@ -29,20 +30,24 @@ Origin = Holder | Place
 T = TypeVar("T")
 
 
-class HeldInt(int):
-    """An integer that remembers its origins: who holds it, or whose extent it is; arithmetic keeps the memory."""
+class Remembers:
+    """A number that remembers its origins: who holds it, or whose extent it is; arithmetic keeps the memory."""
 
     origins: frozenset[Origin]
 
-    def __new__(cls, value: int, origins: frozenset[Origin]) -> HeldInt:
-        """An integer of this value with these origins."""
-        made = super().__new__(cls, value)
+    def __new__(cls, value: float, origins: frozenset[Origin]) -> Self:
+        """A number of this value with these origins."""
+        made = super().__new__(cls, value)  # type: ignore[call-arg]
         made.origins = origins
         return made
 
-    def __deepcopy__(self, memo: Any) -> HeldInt:
+    def __deepcopy__(self, memo: Any) -> Self:
         """Every run is made on a copy of the model, which must remember too."""
         return self
+
+
+class HeldInt(Remembers, int):
+    """A size, or an integer computed from sizes."""
 
     def __eq__(self, other: object) -> bool:
         """Compare, and tell the arrivals that are being logged."""
@@ -69,25 +74,13 @@ class HeldInt(int):
         return sorted(found, key=lambda p: (p.node, p.index, p.dim))
 
 
-class HeldFloat(float):
-    """A number computed from remembering integers: a scale that depends on a size."""
-
-    origins: frozenset[Origin]
-
-    def __new__(cls, value: float, origins: frozenset[Origin]) -> HeldFloat:
-        """A number of this value with these origins."""
-        made = super().__new__(cls, value)
-        made.origins = origins
-        return made
-
-    def __deepcopy__(self, memo: Any) -> HeldFloat:
-        """As for integers."""
-        return self
+class HeldFloat(Remembers, float):
+    """A number computed from sizes: a scale that depends on them."""
 
 
 def _remembering(value: Any, *operands: Any) -> Any:
     """A number with the origins of those that it was computed from."""
-    origins = frozenset[Origin]().union(*(o.origins for o in operands if isinstance(o, (HeldInt, HeldFloat))))
+    origins = frozenset[Origin]().union(*(o.origins for o in operands if isinstance(o, Remembers)))
     if type(value) is int:
         return HeldInt(value, origins)
     return HeldFloat(value, origins) if type(value) is float else value
@@ -95,20 +88,15 @@ def _remembering(value: Any, *operands: Any) -> Any:
 
 def _arithmetic(kind: type, name: str) -> Callable[..., Any]:
     original = getattr(kind, name)
-
     in_float = getattr(float, name, None)
 
     def operation(self: Any, *others: Any) -> Any:
         value = original(self, *others)
-        if value is NotImplemented and in_float is not None:
-            value = in_float(float(self), *map(float, others)) if _are_floats(others) else value
+        if value is NotImplemented and in_float is not None and all(isinstance(o, float) for o in others):
+            value = in_float(float(self), *others)
         return _remembering(value, self, *others)
 
     return operation
-
-
-def _are_floats(values: tuple[Any, ...]) -> bool:
-    return all(isinstance(value, float) for value in values)
 
 
 for _name in "add sub mul floordiv mod neg pow truediv".split():
@@ -158,8 +146,7 @@ class Arrivals(TorchFunctionMode):
         self._dense = dense
         self._twins: list[int | None] = []
         self._next = 0
-        self._log: list[tuple[int, int, list[Arrival]]] = []
-        self._numbers: list[tuple[int, int, list[HeldFloat | HeldInt]]] = []
+        self._log: list[tuple[int, int, list[Arrival], list[HeldFloat]]] = []
         self.comparisons: list[Comparison] = []
 
     def __enter__(self) -> Arrivals:
@@ -175,13 +162,14 @@ class Arrivals(TorchFunctionMode):
 
     def at(self, node: int) -> list[Arrival]:
         """The integers that reached a node, those of the innermost function first."""
-        hits = [(end - start, found) for start, end, found in self._log if start <= node < end]
+        hits = [(end - start, found) for start, end, found, _ in self._log if start <= node < end]
         return [i for _, found in sorted(hits, key=lambda hit: hit[0]) for i in found]
 
     def extents_behind(self, node: int) -> list[Place]:
         """The extents that the numbers which reached a node were computed from."""
-        hits = [i for start, end, numbers in self._numbers if start <= node < end for i in numbers]
-        return [o for number in hits for o in number.origins if isinstance(o, Place)]
+        hits = [(found, floats) for start, end, found, floats in self._log if start <= node < end]
+        numbers = [n for found, floats in hits for n in (*floats, *(arrival.size for arrival in found))]
+        return [o for number in numbers for o in number.origins if isinstance(o, Place)]
 
     def compared(self, left: HeldInt, right: HeldInt) -> None:
         """Log a comparison."""
@@ -209,13 +197,11 @@ class Arrivals(TorchFunctionMode):
         """Run a function and log what it was given."""
         kwargs = kwargs or {}
         found = _shape_asked(func, args, kwargs) or [Arrival(i, None) for i in _held((args, kwargs), HeldInt)]
-        numbers: list[HeldFloat | HeldInt] = [*_held((args, kwargs), HeldFloat), *_held((args, kwargs), HeldInt)]
-        start = self._position() if numbers else 0
+        floats = list(_held((args, kwargs), HeldFloat))
+        start = self._position() if found or floats else 0
         out = func(*args, **kwargs)
-        if found:
-            self._log.append((start, self._position(), found))
-        if numbers:
-            self._numbers.append((start, self._position(), numbers))
+        if found or floats:
+            self._log.append((start, self._position(), found, floats))
         if func is torch.Tensor.size or func == _SHAPE:
             return self._remembering(args[0], out, args[1:] or tuple(kwargs.values()))
         return out
@@ -248,7 +234,7 @@ _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 
 def _shape_asked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Arrival]:
     """The sizes in the shape that a tensor is to have, with the dimensions that they are the sizes of."""
-    if kwargs or func not in _SHAPING:
+    if kwargs or func not in SHAPING:
         return []
     first = 0
     if func in (torch.Tensor.unflatten, torch.unflatten):
@@ -259,7 +245,8 @@ def _shape_asked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> li
     return [Arrival(size, first + i) for i, size in enumerate(shape) if isinstance(size, HeldInt)]
 
 
-_SHAPING = frozenset((torch.Tensor.view, torch.Tensor.reshape, torch.reshape, torch.Tensor.unflatten, torch.unflatten))
+# Functions that give a tensor the shape that they are asked for.
+SHAPING = frozenset((torch.Tensor.view, torch.Tensor.reshape, torch.reshape, torch.Tensor.unflatten, torch.unflatten))
 
 
 def _note_comparison(left: HeldInt, right: object) -> None:

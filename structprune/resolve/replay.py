@@ -141,7 +141,7 @@ class Replay:
                 each[index] = each[index].copy_(known) if op.in_place else known.clone()
         return type(out)(each) if isinstance(out, (list, tuple)) else each[0]
 
-    def finish(self, node: Node, out: Any, operands: list[Labels], labels: list[Labels]) -> list[Labels]:
+    def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
         """Compare the labels with the dense network's, and go on with those."""
         dense = self._matched
         if dense is None:

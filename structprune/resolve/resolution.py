@@ -140,7 +140,7 @@ def _freezable(graph: DependencyGraph, decisions: Decisions, mismatch: Mismatch)
     Where both are frozen already, Python code read the size before: all operators of the innermost
     module around it that has any left.
     """
-    record = next(r for r in graph.records if r.training == mismatch.training)
+    record = graph.record(mismatch.training)
     if _may_freeze(graph, decisions, record, mismatch.node):
         return [mismatch.node.index]
     if not _labels_at(record, mismatch.node):
@@ -168,9 +168,7 @@ def _may_freeze(graph: DependencyGraph, decisions: Decisions, record: Record, no
 
 def _labels_at(record: Record, node: Node) -> list[Ids]:
     """All labelled dimensions that reach or leave an operator."""
-    labels = [o.labels for o in node.outputs]
-    labels += [record.nodes[i].outputs[o].labels for i, o in node.sources if record.nodes[i].outputs]
-    return [ids for each in labels for ids in each if ids is not None]
+    return [ids for _, ids in record.labelled(node)]
 
 
 def _revised(

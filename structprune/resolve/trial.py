@@ -18,6 +18,7 @@ from structprune.graph.record import Node, Record
 from structprune.graph.session import Session
 from structprune.graph.slices import Labels, Mask
 from structprune.meta.run import run_on_meta
+from structprune.resolve.provenance import SHAPING
 from structprune.resolve.replay import DivergenceError, Mismatch, Replay
 from structprune.surgery.cut import Cut
 from structprune.surgery.slicing import cut_copy
@@ -100,7 +101,7 @@ class Foreseen(TorchFunctionMode):
         try:
             return func(*args, **(kwargs or {}))
         except Exception as error:
-            foreseen = self._replay.foreseen_view() if func in _SHAPING else None
+            foreseen = self._replay.foreseen_view() if func in SHAPING else None
             if foreseen is None or not isinstance(args[0], torch.Tensor):
                 raise
             node, shape = foreseen
@@ -109,9 +110,6 @@ class Foreseen(TorchFunctionMode):
             text = str(error).strip().splitlines()
             self._replay.mismatch(node, f"fails: {text[0] if text else type(error).__name__}")
             return args[0].reshape(shape)
-
-
-_SHAPING = frozenset((torch.Tensor.reshape, torch.reshape, torch.Tensor.unflatten, torch.unflatten))
 
 
 def _on_meta(node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -51,17 +51,37 @@ def layer_changes(model: nn.Module, graph: DependencyGraph, present: Mask) -> tu
                     if new is not None and new != held:
                         changes[node.module, size.name] = AttributeChange(node.module, size.name, held, new)
     for path, module in modules.items():
-        if isinstance(module, nn.MultiheadAttention):
-            changes |= {(c.module, c.name): c for c in _attention_changes(path, module, graph, present)}
-        elif isinstance(module, nn.RNNBase):
-            changes |= {(c.module, c.name): c for c in _recurrent_changes(path, module, graph, present)}
-        elif isinstance(module, nn.Transformer):
-            # It compares the width of what it is given with its own.
-            inner = f"{path}." if path else ""
-            axes = graph.space.by_tensor.get(f"{inner}decoder.layers.0.self_attn.in_proj_weight")
-            if axes is not None and (width := int(present[axes[1].ids].sum())) != module.d_model:
-                changes[path, "d_model"] = AttributeChange(path, "d_model", module.d_model, width)
+        for name, (tensor, dim, slices) in _sizes_by_axes(module).items():
+            axes = graph.space.by_tensor.get(f"{path}.{tensor}" if path else tensor)
+            if axes is None:
+                continue  # tied to another layer's: the trial says whether that can shrink
+            old, new = read_held(module, name), int(present[axes[dim].ids].sum()) // slices
+            if new != old:
+                changes[path, name] = AttributeChange(path, name, old, new)
     return tuple(changes.values())
+
+
+def _sizes_by_axes(module: nn.Module) -> dict[str, tuple[str, int, int]]:
+    """Sizes that no operator is given by name: the parameter's dimension that each counts, and its slices a piece."""
+    if isinstance(module, nn.MultiheadAttention):
+        packed = module.in_proj_weight is not None
+        query, key, value = ["in_proj_weight"] * 3 if packed else [f"{name}_proj_weight" for name in "qkv"]
+        return {
+            "embed_dim": (query, 1, 1),
+            "kdim": (key, 1, 1),
+            "vdim": (value, 1, 1),
+            "num_heads": (query, 0, module.head_dim * (3 if packed else 1)),
+            "out_proj.in_features": ("out_proj.weight", 1, 1),
+            "out_proj.out_features": ("out_proj.weight", 0, 1),
+        }
+    if isinstance(module, nn.RNNBase):
+        sizes = {"input_size": ("weight_ih_l0", 1, 1), "hidden_size": ("weight_hh_l0", 1, 1)}
+        if module.proj_size:
+            sizes |= {"hidden_size": ("weight_hr_l0", 1, 1), "proj_size": ("weight_hr_l0", 0, 1)}
+        return sizes
+    if isinstance(module, nn.Transformer):
+        return {"d_model": ("decoder.layers.0.self_attn.in_proj_weight", 1, 1)}
+    return {}
 
 
 def layer_ties(model: nn.Module) -> tuple[Tie, ...]:
@@ -73,50 +93,6 @@ def layer_ties(model: nn.Module) -> tuple[Tie, ...]:
             tensor, width = f"{path}.{name}" if path else name, module.embed_dim
             ties.append(Tie(Stretch(tensor, 0, width), Stretch(tensor, 1, width)))
     return tuple(ties)
-
-
-def _attention_changes(
-    path: str, module: nn.MultiheadAttention, graph: DependencyGraph, present: Mask
-) -> Iterator[AttributeChange]:
-    """The sizes that ``nn.MultiheadAttention`` holds, by the axes of its parameters."""
-    prefix = f"{path}." if path else ""
-
-    if f"{prefix}out_proj.weight" not in graph.space.by_tensor:
-        return  # tied to another layer's: the trial says whether that can shrink
-
-    def left(tensor: str, dim: int) -> int:
-        return int(present[graph.space.by_tensor[prefix + tensor][dim].ids].sum())
-
-    packed = module.in_proj_weight is not None
-    width = left("in_proj_weight", 1) if packed else left("q_proj_weight", 1)
-    inner = left("in_proj_weight", 0) // 3 if packed else left("q_proj_weight", 0)
-    sizes = {
-        "embed_dim": width,
-        "kdim": width if packed else left("k_proj_weight", 1),
-        "vdim": width if packed else left("v_proj_weight", 1),
-        "num_heads": inner // module.head_dim,
-    }
-    projection = {"in_features": left("out_proj.weight", 1), "out_features": left("out_proj.weight", 0)}
-    for where, holder, names in ((path, module, sizes), (f"{prefix}out_proj", module.out_proj, projection)):
-        for name, new in names.items():
-            old = getattr(holder, name)
-            if new != old:
-                yield AttributeChange(where, name, old, new)
-
-
-def _recurrent_changes(
-    path: str, module: nn.RNNBase, graph: DependencyGraph, present: Mask
-) -> Iterator[AttributeChange]:
-    """The sizes that a recurrent layer holds, by the axes of its first weights."""
-    axes = {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hh_l0", 1)}
-    if module.proj_size:
-        axes |= {"hidden_size": ("weight_hr_l0", 1), "proj_size": ("weight_hr_l0", 0)}
-    for name, (tensor, dim) in axes.items():
-        found = graph.space.by_tensor.get(f"{path}.{tensor}" if path else tensor)
-        if found is not None:
-            old, new = getattr(module, name), int(present[found[dim].ids].sum())
-            if new != old:
-                yield AttributeChange(path, name, old, new)
 
 
 def _held_by(kind: type[nn.Module]) -> frozenset[str]:

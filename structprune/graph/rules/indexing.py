@@ -82,18 +82,9 @@ def gather(call: Call) -> Labels:
     """``x[index]`` along one dimension; along the others the index may only repeat itself."""
     x, index = call["self"], call["index"]
     dim = normalised(call["dim"], max(x.ndim, 1))
-    labels: list[Ids | None] = []
-    for d, (ids, of_index) in enumerate(zip(call.labels(x), call.labels(index), strict=True)):
-        if d == dim:
-            call.freeze(ids, "is indexed by position")
-            labels.append(of_index)
-        elif call.remember(f"whole {d}", call.shape(x)[d] == call.shape(index)[d]):
-            call.couple(ids, of_index, "is indexed by a table of fixed size")
-            labels.append(ids if of_index is not None else None)
-        else:
-            call.freeze(ids, "is indexed in part")
-            labels.append(None)
-    return tuple(labels)
+    call.freeze(call.labels(x)[dim], "is indexed by position")
+    beside = _beside(call, x, index, dim, "is indexed by a table of fixed size")
+    return tuple(call.labels(index)[dim] if d == dim else ids for d, ids in enumerate(beside))
 
 
 @rule("index_add", "index_copy")
@@ -101,14 +92,21 @@ def written_along(call: Call) -> Labels:
     """Writes whole slices at positions of one dimension; along the others the two tensors meet."""
     x, source = call["self"], call["source"]
     dim = normalised(call["dim"], max(x.ndim, 1))
+    for tensor in (x, source):
+        call.freeze(call.labels(tensor)[dim], "is written at positions")
+    return _beside(call, x, source, dim, "meets a tensor of fixed size")
+
+
+def _beside(call: Call, x: torch.Tensor, other: torch.Tensor, dim: int, why: str) -> Labels:
+    """The labels of ``x`` along all dimensions but ``dim``, where the two tensors meet entry by entry."""
     labels: list[Ids | None] = []
-    for d, (ids, written) in enumerate(zip(call.labels(x), call.labels(source), strict=True)):
-        if d == dim:
-            call.freeze(ids, "is written at positions")
-            call.freeze(written, "is written at positions")
-        else:
-            call.couple(ids, written, "meets a tensor of fixed size")
-        labels.append(ids if d != dim and written is not None else None)
+    for d, (ids, met) in enumerate(zip(call.labels(x), call.labels(other), strict=True)):
+        if d != dim and call.remember(f"whole {d}", call.shape(x)[d] == call.shape(other)[d]):
+            call.couple(ids, met, why)
+        elif d != dim:
+            call.freeze(ids, "is indexed in part")
+            ids = None
+        labels.append(ids if d != dim and met is not None else None)
     return tuple(labels)
 
 
