@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 import structprune
 from structprune import NothingToPruneError
+from structprune.graph.discovery import Decisions
+from structprune.graph.session import Session
 from tests.support import oracle, vision
 from tests.support.attention import INPUTS, STREAM, TOKENS, Fused, Net, Separate
 from tests.zoo.by_value import by_value
@@ -715,3 +717,28 @@ def test_adapters_of_a_vision_transformer() -> None:
     assert [b.attn.num_heads for b in blocks] == [b.attn.num_heads // 2 for b in dense]
     assert blocks[0].attn.qkv.lora_B["default"].out_features * 2 == dense[0].attn.qkv.lora_B["default"].out_features
     assert small(image).shape == (1, 7)
+
+
+class CountsInPlace(nn.Module):
+    """Reads a value, and writes into a mask that it has used before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.head = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x > 0
+        scale = 2.0 if bool(mask.any()) else 1.0
+        y = self.head(torch.relu(self.wide(x)) * scale) * mask.sum()
+        mask.fill_(False)
+        return y
+
+
+def test_what_the_dense_network_decided_is_what_it_decided_then() -> None:
+    x = torch.ones(2, 4)
+    model = CountsInPlace()
+    record = Session(model, x).discover(Decisions()).records[0]
+    compared = next(node for node in record.nodes if node.op == "aten::gt")
+    assert compared.memory["decided"][0].all()
+    small = structprune.prune_model(model, 0.5, example_inputs=x, keep_representation=False, round_to=1)
+    assert structprune.prove(model, small, x)

@@ -75,13 +75,13 @@ class Session:
             self._traced = decisions.readings, self._trace(decisions)
         space, coupling, records = self._traced[1]
         coupling = coupling.copy()
+        by_mode = {record.training: record for record in records}
         for (training, index), reason in decisions.frozen.items():
-            record = next(r for r in records if r.training == training)
+            record = by_mode[training]
             for _, ids in record.labelled(record.nodes[index]):
                 coupling.freeze(ids, f"{reason} ({record.nodes[index].where})")
         for place, reason in decisions.held.items():
-            record = next(r for r in records if r.training == place.training)
-            held = record.labels_at(place)
+            held = by_mode[place.training].labels_at(place)
             if held is not None:
                 coupling.freeze(held, reason)
         wishes = decisions.ties, decisions.plural
