@@ -265,3 +265,16 @@ def test_weight_standardisation_by_a_reshape() -> None:
     small: Any = structprune.prune_model(model, 0.5, example_inputs=X.float(), keep_representation=False)
     assert small[1].weight.shape == (8, 8, 3, 3)
     assert structprune.prove(model, small, X.float())
+
+
+def test_memory_that_nobody_filled_is_no_constant() -> None:
+    def noisy(y: Tensor, module: nn.Module) -> Tensor:
+        # A table on the CPU, dropped out in training: the mask's memory is empty at first.
+        return y * F.dropout(torch.ones(3, 1, 1, 1), 0.5, training=module.training).sum()
+
+    model = Middle(noisy)
+    for _ in range(5):
+        dirty = [torch.full((3,), float(i)) for i in range(100)]
+        del dirty
+        small: Any = structprune.prune_model(model, 0.5, example_inputs=X.float(), round_to=1)
+        assert small.c1.out_channels == 16

@@ -25,6 +25,10 @@ from structprune.meta.signature import tensors_of
 _OURS = str(Path(__file__).parent.parent)
 # Values this small are kept, so that a constant computed from a size can be compared with another.
 _SMALL = 4096
+# What these return is whatever the memory held before.
+_UNFILLED = frozenset(
+    f"aten::{name}" for name in "empty empty_like empty_strided empty_permuted new_empty new_empty_strided".split()
+)
 PLACED = frozenset(("aten::slice", "aten::roll"))
 
 
@@ -121,7 +125,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         labels = apply_rule(self._observer, op, call, results)
         if self._observer.on_meta:
             node.asked = Asked(op, arguments, tensors, out)
-            node.constants = [t.clone() for t in (*tensors, *results) if not t.is_meta and t.numel() <= _SMALL]
+            known = tensors if op.name in _UNFILLED else (*tensors, *results)
+            node.constants = [t.clone() for t in known if not t.is_meta and t.numel() <= _SMALL]
         labels = self._observer.finish(node, out, labels)
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
