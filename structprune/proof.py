@@ -13,6 +13,7 @@ from torch import nn
 
 from structprune.errors import PlanError, StructPruneError
 from structprune.graph.call import Effect
+from structprune.graph.checks import check_model
 from structprune.graph.discovery import Discovery
 from structprune.graph.operators import Operator
 from structprune.graph.record import Choice, Node, Record
@@ -87,6 +88,7 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
     """
     plan = plan_of(pruned)
     _check_pair(plan, dense, pruned)
+    check_model(dense)
     session = Session(dense, example_inputs)
     calls = [call.mapped(_random_input) for call in session.examples]
     proof = Proof(False, math.nan, math.nan, reason="nothing was compared")

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from structprune.errors import InputError, StructPruneError
-from structprune.graph.checks import check_model
 from structprune.graph.discovery import Decisions, Discovery, Readings
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.outputs import output_tensors
@@ -35,7 +34,6 @@ class Session:
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any = None) -> None:
-        check_model(model)
         empty_caches(model)
         self.model_name = type(model).__name__
         self.replica = meta_replica(model)

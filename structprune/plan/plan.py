@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from structprune.errors import PlanError
@@ -167,17 +168,23 @@ class Plan:
 
     def free_buffers(self, model: nn.Module) -> set[str]:
         """Buffers that the plan does not cut: a forward may fill them anew, in another shape (position tables)."""
-        return {name for name, _ in model.named_buffers() if name in self.shapes and name not in self.kept}
+        return self._free(named_tensors(model))
+
+    def _free(self, tensors: Mapping[str, torch.Tensor]) -> set[str]:
+        buffers = (name for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter))
+        return {name for name in buffers if name in self.shapes and name not in self.kept}
 
     def fits(self, model: nn.Module) -> bool:
         """Whether the model has the parameters and buffers, in the shapes, that the plan was made for."""
-        shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
-        return {**shapes, **{name: self.shapes[name] for name in self.free_buffers(model)}} == dict(self.shapes)
+        tensors = named_tensors(model)
+        free = self._free(tensors)
+        shapes = {name: self.shapes[name] if name in free else tuple(t.shape) for name, t in tensors.items()}
+        return shapes == dict(self.shapes)
 
     def _check_fits(self, model: nn.Module) -> None:
-        shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
         carried = getattr(model, CARRIED, None)
         if not self.fits(model):
+            shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
             if carried is not None and carried == self.to_json():
                 raise PlanError("This plan was applied to this model already: make a new plan to prune it further.")
             raise PlanError(f"The plan does not fit this {type(model).__name__}: {_difference(self.shapes, shapes)}")
