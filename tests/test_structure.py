@@ -515,6 +515,38 @@ def test_a_table_in_a_dict_of_the_file_is_left_with_values() -> None:
         assert model(X).device.type == "cpu"
 
 
+class BiasByDevice(Separate):
+    """As LeViT: biases of positions for every head, looked up once for every device and kept in evaluation."""
+
+    def __init__(self, key: Callable[[torch.device], Any]) -> None:
+        super().__init__()
+        self.biases = nn.Parameter(torch.randn(self.heads, TOKENS))
+        self.register_buffer("distances", (torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)).abs())
+        self.key = key
+        self.cache: dict[Any, Tensor] = {}
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        key = self.key(q.device)
+        if self.training or key not in self.cache:
+            self.cache[key] = self.biases[:, self.distances]
+        return ((q * self.scale @ k.transpose(-2, -1)) + self.cache[key]).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+@pytest.mark.parametrize("key", [str, torch.device], ids=["named", "device"])
+def test_a_table_that_a_module_keeps_for_every_device(key: Any, inplace: bool) -> None:
+    model = Net(BiasByDevice(key)).eval()
+    with torch.no_grad():
+        model(X)
+    dense = copy.deepcopy(model)
+    options = {"keep_representation": False, "round_to": 1, "inplace": inplace}
+    small: Any = structprune.prune_model(model, 0.5, "channel", example_inputs=X, **options)
+    assert small.block.heads == 2
+    assert list(small.block.cache) == [] and list(dense.block.cache) == [key(X.device)]
+    small(X)
+    assert structprune.prove(dense, small, X)
+
+
 @functools.cache
 def row(tokens: int) -> Tensor:
     """A table whose key is a size alone."""

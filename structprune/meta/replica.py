@@ -62,7 +62,8 @@ def _tensors_of(modules: list[tuple[str, nn.Module]]) -> dict[str, torch.Tensor]
 def duplicate(model: nn.Module, tensor_map: TensorMap, loose: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     """Deep-copy a model, its parameters and buffers through ``tensor_map``, other tensors through ``loose``.
 
-    No weight is copied on the way: the copy's tensors are made by the two functions alone.
+    No weight is copied on the way: the copy's tensors are made by the two functions alone. Tables of
+    tensors by device, which a forward fills, are empty in the copy.
 
     Raises:
         ModelError: The model holds something that cannot be copied.
@@ -118,6 +119,8 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return known
     if kind is dict or kind is OrderedDict:
         made = memo[id(value)] = kind()
+        if is_kept_by_device(value):
+            return made
         for key, item in value.items():
             made[_copied(key, memo)] = _copied(item, memo)
         return made
@@ -126,6 +129,30 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if kind is set and all(type(item) in _ATOMIC for item in value):
         return memo.setdefault(id(value), set(value))
     return copy.deepcopy(value, memo)
+
+
+def is_kept_by_device(value: Any) -> bool:
+    """Whether a dict holds what a forward computes once for every device: tensors under names of devices.
+
+    They have the sizes of the network that computed them, and a forward that finds none makes
+    them again, as it does on another device.
+    """
+    return (
+        type(value) in (dict, OrderedDict)
+        and bool(value)
+        and all(isinstance(item, torch.Tensor) and not isinstance(item, nn.Parameter) for item in value.values())
+        and all(map(_is_device, value))
+    )
+
+
+def _is_device(key: Any) -> bool:
+    if isinstance(key, str):
+        try:
+            torch.device(key)
+        except RuntimeError:
+            return False
+        return True
+    return isinstance(key, torch.device)
 
 
 def _is_plain(kind: type[nn.Module]) -> bool:

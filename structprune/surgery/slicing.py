@@ -10,7 +10,7 @@ from torch import nn
 
 from structprune.errors import ModelError
 from structprune.graph.slices import Ids
-from structprune.meta.replica import duplicate, like_parameter, named_tensors
+from structprune.meta.replica import duplicate, is_kept_by_device, like_parameter, named_tensors, walk
 from structprune.surgery.attributes import read_held, write_held
 from structprune.surgery.cut import AttributeChange, Cut
 
@@ -92,6 +92,10 @@ def cut_in_place(model: nn.Module, cut: Cut) -> None:
             _replace(tensor, data, grad)
         set_attributes(model, [AttributeChange(c.module, c.name, c.new, c.old) for c in changed])
         raise
+    for _, module in walk(model):
+        for table in vars(module).values():
+            if is_kept_by_device(table):
+                table.clear()
 
 
 def _check_unused(tensors: Iterable[torch.Tensor]) -> None:
