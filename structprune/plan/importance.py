@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from structprune.errors import ModelError
 from structprune.graph.groups import DependencyGraph, Group, Producer
 from structprune.graph.record import Node
 from structprune.graph.slices import Ids
-from structprune.meta.replica import named_tensors
 
 Scores = npt.NDArray[np.float64]
 
 
 class Norms:
-    """The L2 norms of a model's filters, each computed once."""
+    """The L2 norms of a network's filters, each computed once.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._tensors = named_tensors(model)
+    Args:
+        weights: The values of its parameters and buffers by name; read one at a time.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = weights
         self._known: dict[tuple[bool, tuple[int, int], int], Scores] = {}
 
     def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
@@ -68,7 +70,7 @@ def _norms(weight: torch.Tensor, dim: int) -> Scores:
     return norms.double().cpu().numpy()
 
 
-def _operand(producer: Producer, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+def _operand(producer: Producer, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The value of a weight operand: a parameter, or what the traced operators make of parameters."""
     with torch.no_grad():
         weight: torch.Tensor = _Values(producer.record.nodes, tensors)(*producer.source)
@@ -78,7 +80,7 @@ def _operand(producer: Producer, tensors: dict[str, torch.Tensor]) -> torch.Tens
 class _Values:
     """The values of traced nodes that derive from parameters alone, by node and output."""
 
-    def __init__(self, nodes: list[Node], tensors: dict[str, torch.Tensor]) -> None:
+    def __init__(self, nodes: list[Node], tensors: Mapping[str, torch.Tensor]) -> None:
         self._nodes = nodes
         self._tensors = tensors
 
