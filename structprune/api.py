@@ -23,7 +23,7 @@ from structprune.resolve.resolution import resolve
 
 def prune_model(
     model: nn.Module,
-    ratio: Ratio,
+    ratio: Ratio | None = None,
     granularity: Granularity = "filter",
     *,
     example_inputs: Any = None,
@@ -62,7 +62,7 @@ def prune_model(
 
 def plan_pruning(
     model: nn.Module,
-    ratio: Ratio,
+    ratio: Ratio | None = None,
     granularity: Granularity = "filter",
     *,
     example_inputs: Any = None,

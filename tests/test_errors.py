@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch_pruning
 from torch import nn
 
 import structprune
@@ -26,14 +27,31 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"ratio": float("nan")}, r"ratio is nan; expected a share"),
     ({"ratio": "half"}, r"ratio is 'half'; expected a number in \[0, 1\)"),
     ({"ratio": True}, "ratio is True; expected a number"),
-    ({"ratio": None}, "ratio is None; expected a number"),
+    ({"ratio": None}, "Give one of ratio, macs, params, latency, speedup: .* Got none"),
+    ({"macs": 0.5}, "Give one of ratio, .* Got ratio=0.5, macs=0.5"),
+    ({"ratio": None, "macs": 0.5, "params": 0.5}, "Got macs=0.5, params=0.5"),
+    ({"ratio": None, "macs": 0.0}, r"macs is 0.0; expected a share in \(0, 1\)"),
+    ({"ratio": None, "params": 1}, r"params is 1; expected a share in \(0, 1\)"),
+    ({"ratio": None, "speedup": 1}, "speedup is 1; expected a number above 1"),
+    ({"ratio": None, "latency": True}, r"latency is True; expected a share in \(0, 1\)"),
+    ({"measure": {}}, "measure says how latency"),
+    ({"ratio": None, "macs": 0.5, "measure": {}}, "measure says how latency"),
+    ({"ratio": None, "macs": 0.01}, "macs=0.01 cannot be reached: .* are left. Options that allow more: granularity"),
     ({"ratio": {}}, "ratio is an empty dict"),
     ({"ratio": {"block1": 2}}, "ratio for 'block1' is 2.0; expected a share"),
     ({"ratio": {"blok1": 0.5}}, "ratio='blok1' matches no module and no parameter, did you mean 'block1"),
     ({"granularity": "filters"}, "granularity is 'filters', did you mean 'filter'"),
     ({"granularity": 3}, "granularity is 3. Expected 'filter' or 'channel'"),
     ({"importance": "l3"}, "importance is 'l3', did you mean 'l2'"),
-    ({"scope": "global"}, "scope is 'global'"),
+    ({"importance": torch_pruning.importance.RandomImportance}, "the class RandomImportance; expected an object of it"),
+    ({"importance": 3}, "importance is 3. Expected 'l2', 'l1', 'random', an object of torch_pruning.importance"),
+    ({"importance": lambda group: None}, "importance=<lambda> returned None for the group"),
+    (
+        {"importance": lambda group: [1.0]},
+        r"returned the shape \[1\] for the group .* expected a score for each",
+    ),
+    ({"importance": lambda group: [float("nan")] * group.width}, "returned nan for the group"),
+    ({"scope": "everywhere"}, "scope is 'everywhere'"),
     ({"ignore": ["block9"]}, "ignore='block9' matches no module and no parameter, did you mean 'block"),
     ({"ignore": [3]}, "ignore holds 3; expected patterns"),
     ({"round_to": 0}, "round_to is 0; expected 'auto' or an integer"),

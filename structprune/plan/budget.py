@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from structprune.graph.groups import DependencyGraph, Group
-from structprune.graph.slices import Ids, Mask, merged
+from structprune.graph.slices import Mask
 from structprune.plan.importance import Scores
 from structprune.plan.options import Settings
+from structprune.plan.strata import Stratum, bundles_of, strata_of
 
 _AUTO_MULTIPLE = 8
 _AUTO_FROM = 64
+# With one ratio for all layers together, none loses more: a floor, so that no layer collapses.
+_MOST = 0.9
 
 
 @dataclass
@@ -33,26 +35,15 @@ class Selection:
     removed: dict[int, int] = field(default_factory=dict)
     skipped: dict[int, str] = field(default_factory=dict)
     floored: list[str] = field(default_factory=list)
+    scores: Scores = field(default_factory=lambda: np.zeros(0))
 
-
-def eligible_groups(graph: DependencyGraph, settings: Settings) -> dict[int, Ids]:
-    """The channels that may go under the settings, by group; groups without any are left out."""
-    eligible = {}
-    for group in graph.groups:
-        channels = group.channels[~_barred(graph, group.channels, settings)]
-        names = [p.name for p in group.producers]
-        if len(channels) and settings.ratio_of(names) > 0 and not settings.ignores(names):
-            eligible[group.index] = channels
-    return eligible
-
-
-@dataclass(frozen=True, eq=False)
-class _Stratum:
-    """Channels of one group that the ratio is taken of separately, each of ``slices`` slices of its widest axis."""
-
-    group: Group
-    channels: Ids
-    slices: int
+    def score_removed(self, group: Group) -> float:
+        """The share of a group's scores that its removed channels have; 0 where none goes."""
+        if group.index not in self.removed:
+            return 0.0
+        scores = self.scores[group.channels]
+        total = float(scores.sum())
+        return float(scores[~self.present[group.channels]].sum()) / total if total else 0.0
 
 
 def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Selection:
@@ -63,14 +54,15 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Select
     Strata whose dimensions are tied lose the same share.
     """
     gone = np.zeros(graph.space.size, dtype=bool)
-    selection = Selection(gone)
-    strata = _strata(graph, settings, selection)
-    blocked, bundles = _bundles(graph, strata)
+    strata, skipped = strata_of(graph, settings)
+    selection = Selection(gone, skipped=skipped, scores=scores)
+    blocked, bundles = bundles_of(graph, strata, settings)
     for index in blocked:
         group = strata[index].group
         selection.skipped.setdefault(group.index, f"must be as wide as {blocked[index]}, which stays whole")
-    for bundle in bundles:
-        lefts = _left(graph, [strata[i] for i in bundle], settings)
+    asked = _asked(strata, bundles, settings, scores)
+    for bundle, share in zip(bundles, asked, strict=True):
+        lefts = _left(graph, [strata[i] for i in bundle], share, settings)
         if len(bundle) > 1 and all(left == len(strata[i].channels) for i, left in zip(bundle, lefts, strict=True)):
             for index in bundle:
                 selection.skipped.setdefault(
@@ -80,8 +72,9 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Select
             group, stratum = strata[index].group, strata[index].channels
             if left == len(stratum):
                 continue
-            asked = math.floor(settings.ratio_of(p.name for p in group.producers) * len(stratum))
-            if asked > len(stratum) - left and left * strata[index].slices <= _floor(settings.round_to):
+            if _floored(share, len(stratum)) > len(stratum) - left and (
+                left * strata[index].slices <= _floor(settings.round_to)
+            ):
                 selection.floored.append(group.name)
             # Equal scores keep the lower index: a stable sort by falling score.
             weakest = stratum[np.argsort(-scores[stratum], kind="stable")[left:]]
@@ -96,56 +89,37 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Select
     return selection
 
 
-def _strata(graph: DependencyGraph, settings: Settings, selection: Selection) -> list[_Stratum]:
-    """What the ratio is taken of; notes why groups are skipped."""
-    eligible = eligible_groups(graph, settings)
-    signature = _signatures(graph)
-    strata = []
-    for group in graph.groups:
-        if group.index not in eligible:
-            selection.skipped[group.index] = _why_skipped(graph, group, settings)
-            continue
-        channels = eligible[group.index]
-        slices = max(1, _widest(graph, group) // group.width)
-        strata += [
-            _Stratum(group, channels[signature[channels] == mark], slices) for mark in np.unique(signature[channels])
-        ]
-    return strata
+def _asked(strata: list[Stratum], bundles: list[list[int]], settings: Settings, scores: Scores) -> list[float]:
+    """The share that every bundle is to lose."""
+    if settings.scope == "local":
+        return [min(settings.ratio_of(strata[i].group) for i in bundle) for bundle in bundles]
+    below = np.zeros(len(strata))
+    for ratio in {settings.ratio_of(s.group) for s in strata}:
+        ranked = [i for i, s in enumerate(strata) if settings.ratio_of(s.group) == ratio]
+        for i, count in zip(ranked, _weakest_of_all([strata[i] for i in ranked], ratio, scores), strict=True):
+            below[i] = count
+    return [min(_MOST, below[bundle].sum() / sum(len(strata[i].channels) for i in bundle)) for bundle in bundles]
 
 
-def _bundles(graph: DependencyGraph, strata: list[_Stratum]) -> tuple[dict[int, str], list[list[int]]]:
-    """Strata that lose the same share; and those that lose nothing, with what they are tied to."""
-    owner = np.full(graph.space.size, -1)
-    for index, stratum in enumerate(strata):
-        owner[stratum.channels] = index
-    whole: dict[int, str] = {}
-    pairs: list[tuple[int, int]] = []
-    for left, right in graph.ties:
-        sides = [np.unique(owner[channels]) for channels in (left, right)]
-        inside = [int(i) for side in sides for i in side if i >= 0]
-        pairs += [(inside[0], i) for i in inside[1:]]
-        if inside and any((side < 0).any() for side in sides):
-            rigid = next(c for side, c in zip(sides, (left, right), strict=True) if (side < 0).any())
-            name = next((g.name for g in graph.groups if np.isin(g.channels, rigid).any()), "")
-            why = graph.reason(rigid)
-            whole[inside[0]] = name or (f"a dimension that {why}" if why else "a dimension of fixed size")
-    joined = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    bundle_of = merged(np.arange(len(strata)), joined[:, 0], joined[:, 1]).tolist()
-    named = {bundle_of[i]: name for i, name in whole.items()}
-    blocked = {i: named[bundle] for i, bundle in enumerate(bundle_of) if bundle in named}
-    bundles: dict[int, list[int]] = {}
-    for i, bundle in enumerate(bundle_of):
-        if i not in blocked:
-            bundles.setdefault(bundle, []).append(i)
-    return blocked, list(bundles.values())
+def _weakest_of_all(strata: list[Stratum], ratio: float, scores: Scores) -> list[int]:
+    """How many channels of each stratum are among the weakest of all, scores beside the mean of their stratum."""
+    relative = [scores[s.channels] / (scores[s.channels].mean() or 1.0) for s in strata]
+    owner = np.repeat(np.arange(len(strata)), [len(r) for r in relative])
+    weakest = np.argsort(np.concatenate(relative), kind="stable")[: _floored(ratio, len(owner))]
+    counts: list[int] = np.bincount(owner[weakest], minlength=len(strata)).tolist()
+    return counts
 
 
-def _left(graph: DependencyGraph, bundle: Sequence[_Stratum], settings: Settings) -> list[int]:
+def _floored(share: float, count: int) -> int:
+    """``floor(share * count)``, where a share of whole channels may have lost its last digit."""
+    return math.floor(share * count + 1e-9)
+
+
+def _left(graph: DependencyGraph, bundle: Sequence[Stratum], ratio: float, settings: Settings) -> list[int]:
     """Channels that stay of every stratum of a bundle, all the same share: at least one, a multiple where asked."""
     # The smallest share of all that leaves whole channels everywhere is one of this many.
     shares = math.gcd(*(len(s.channels) for s in bundle))
-    ratio = min(settings.ratio_of(p.name for p in s.group.producers) for s in bundle)
-    left = max(1, shares - math.floor(ratio * shares))
+    left = max(1, shares - _floored(ratio, shares))
     unit = 1
     for stratum in bundle:
         if graph.plural[stratum.channels].any():
@@ -156,49 +130,6 @@ def _left(graph: DependencyGraph, bundle: Sequence[_Stratum], settings: Settings
         # The nearest multiple, the larger of two as near.
         left = min(shares, max(unit, math.floor(left / unit + 0.5) * unit))
     return [left * (len(s.channels) // shares) for s in bundle]
-
-
-def _barred(graph: DependencyGraph, channels: Ids, settings: Settings) -> Mask:
-    barred: Mask = graph.stuck[channels]
-    if settings.granularity == "filter":
-        barred = barred | graph.residual[channels]
-    if settings.keep_representation:
-        barred = barred | graph.representation[channels]
-    return barred
-
-
-def _why_skipped(graph: DependencyGraph, group: Group, settings: Settings) -> str:
-    names = [p.name for p in group.producers]
-    if settings.ignores(names):
-        return "ignored"
-    if graph.stuck[group.channels].all():
-        return group.reasons[0]
-    if _barred(graph, group.channels, settings).all():
-        if settings.keep_representation and graph.representation[group.channels].any():
-            return "is the representation that the head reads (keep_representation=True)"
-        return 'rides a residual stream (granularity="filter")'
-    return "no ratio" if isinstance(settings.ratio, dict) else "ratio 0"
-
-
-def _signatures(graph: DependencyGraph) -> npt.NDArray[np.uint64]:
-    """A hash per channel of the producing axes and pieces in which it occurs, by id."""
-    random = np.random.default_rng(0)
-    signature = np.zeros(graph.space.size, dtype=np.uint64)
-    seen: set[bytes] = set()
-    arrays = [p.ids for group in graph.groups for p in group.producers]
-    arrays += [ids for record in graph.records for node in record.nodes for ids in node.pieces]
-    for ids in arrays:
-        roots = np.unique(graph.roots[ids])
-        key = roots.tobytes()
-        if key not in seen:
-            seen.add(key)
-            signature[roots] ^= random.integers(1, 2**63, dtype=np.uint64)
-    return signature
-
-
-def _widest(graph: DependencyGraph, group: Group) -> int:
-    """Slices of the group's channels along the producing axis that holds most of them."""
-    return max(len(p.ids) for p in group.producers)
 
 
 def _unit(count: int, slices: int, round_to: int | str) -> int:

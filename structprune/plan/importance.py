@@ -1,53 +1,89 @@
-"""How much each channel weighs: the norm of the filters that produce it."""
+"""How much each channel weighs: what channels are ranked by."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
-from structprune.errors import ModelError
+from structprune.errors import ModelError, OptionError
 from structprune.graph.groups import DependencyGraph, Group, Producer
 from structprune.graph.record import Node
 from structprune.graph.slices import Ids
+from structprune.plan.options import Criterion, Importance
 
 Scores = npt.NDArray[np.float64]
 
 
+class Ranking(Protocol):
+    """A way to score channels."""
+
+    def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
+        """Score the channels of groups.
+
+        Returns:
+            One score per slice id, filled in at the id that stands for the channel; the weakest go first.
+        """
+        ...
+
+
+def ranking_of(importance: Importance, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Ranking:
+    """The ranking that was asked for.
+
+    Args:
+        importance: A name, an object of ``torch_pruning.importance``, or a function of a group.
+        model: The user's model: criteria of torch-pruning read its modules, and the gradients there.
+        weights: The values of its parameters and buffers by name.
+    """
+    if isinstance(importance, str):
+        return Random() if importance == "random" else Norms(weights, 1 if importance == "l1" else 2)
+    from structprune.plan.criteria import TorchPruning, is_of_torch_pruning
+
+    if is_of_torch_pruning(importance):
+        return TorchPruning(importance, model, Norms(weights))
+    return Scored(importance)
+
+
+def name_of(importance: Importance) -> str:
+    """What a plan calls the criterion that it was made with."""
+    if isinstance(importance, str):
+        return importance
+    return getattr(importance, "__name__", type(importance).__name__)
+
+
 class Norms:
-    """The L2 norms of a network's filters, each computed once.
+    """The norms of a network's filters, each computed once.
 
     Args:
         weights: The values of its parameters and buffers by name; read one at a time.
+        order: 2 for the L2 norm, squares summed over tied producers; 1 for the L1 norm.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, torch.Tensor], order: int = 2) -> None:
         self._tensors = weights
+        self._order = order
         self._known: dict[tuple[bool, tuple[int, int], int], Scores] = {}
 
     def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
-        """The L2 norm of the producing filters of every channel, squares summed over tied producers.
-
-        Returns:
-            One score per slice id, filled in at the id that stands for the channel.
+        """The norm of the producing filters of every channel.
 
         Raises:
             ModelError: The weights are on the meta device.
         """
         ids: list[Ids] = []
-        squares: list[Scores] = []
+        powers: list[Scores] = []
         for group in groups:
             for producer in group.producers:
                 ids.append(graph.roots[producer.ids])
-                squares.append(self._of(producer) ** 2)
+                powers.append(self._of(producer) ** self._order)
         if not ids:
             return np.zeros(graph.space.size)
-        total = np.bincount(np.concatenate(ids), weights=np.concatenate(squares), minlength=graph.space.size)
-        scores: Scores = np.sqrt(total)
-        return scores
+        total = np.bincount(np.concatenate(ids), weights=np.concatenate(powers), minlength=graph.space.size)
+        return np.asarray(np.sqrt(total) if self._order == 2 else total, dtype=np.float64)
 
     def _of(self, producer: Producer) -> Scores:
         """The norms along the producing dimension of an operand, which every trace makes at the same node."""
@@ -59,14 +95,64 @@ class Norms:
                     f"{producer.name} is on the meta device and has no values to rank: load the weights first, or "
                     "apply a plan that was made on another copy (Plan.apply)."
                 )
-            self._known[key] = _norms(weight, producer.dim)
+            self._known[key] = _norms(weight, producer.dim, self._order)
         return self._known[key]
 
 
-def _norms(weight: torch.Tensor, dim: int) -> Scores:
+class Random:
+    """The same random score for a slice in every graph of a plan; ``torch.manual_seed`` decides which."""
+
+    def __init__(self) -> None:
+        self._seed = int(torch.randint(2**31, (1,)))
+
+    def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
+        """Random scores."""
+        return np.random.default_rng(self._seed).random(graph.space.size)
+
+
+class Scored:
+    """Scores by a function of a group."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        self._criterion = criterion
+
+    def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
+        """What the function returns for each group.
+
+        Raises:
+            OptionError: That is not a finite number for each channel.
+        """
+        scores = np.zeros(graph.space.size)
+        for group in groups:
+            scores[group.channels] = read_scores(self._criterion(group), self._criterion, group)
+        return scores
+
+
+def read_scores(given: Any, criterion: Criterion, group: Group) -> Scores:
+    """Check what a criterion returned for a group.
+
+    Raises:
+        OptionError: It is not a finite number for each channel.
+    """
+    name = name_of(criterion)
+    scores = torch.as_tensor(given).detach().double().cpu().numpy() if given is not None else np.zeros(0)
+    if scores.shape != (group.width,):
+        what = "None" if given is None else f"the shape {list(scores.shape)}"
+        raise OptionError(
+            f"importance={name} returned {what} for the group {group.name}; expected a score for each of its "
+            f"{group.width} channels, in their order (group.channels)."
+        )
+    if not np.isfinite(scores).all():
+        raise OptionError(f"importance={name} returned {scores[~np.isfinite(scores)][0]} for the group {group.name}.")
+    return scores
+
+
+def _norms(weight: torch.Tensor, dim: int, order: int) -> Scores:
     others = [d for d in range(weight.ndim) if d != dim]
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    norms = torch.linalg.vector_norm(weight.detach(), dim=others, dtype=dtype) if others else weight.detach().abs()
+    norms = (
+        torch.linalg.vector_norm(weight.detach(), order, dim=others, dtype=dtype) if others else weight.detach().abs()
+    )
     return norms.double().cpu().numpy()
 
 

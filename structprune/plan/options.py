@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
@@ -12,20 +12,35 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from structprune.errors import OptionError, nearest
+from structprune.graph.groups import Group
+from structprune.measure.runner import LatencyOptions
 
 Ratio = float | Mapping[str, float]
+Criterion = Callable[[Group], Any]
+Importance = Literal["l2", "l1", "random"] | Criterion
 Granularity = Literal["filter", "channel"]
+TARGETS = ("macs", "params", "latency", "speedup")
 _GRANULARITIES = ("filter", "channel")
-_IMPORTANCES = ("l2",)
-_SCOPES = ("local",)
+IMPORTANCES = ("l2", "l1", "random")
+_SCOPES = ("local", "global")
 
 
 class PruningOptions(TypedDict, total=False):
     """Keyword options of ``structprune.prune_model`` and ``structprune.plan_pruning``.
 
     Attributes:
-        importance: ``"l2"`` (default): rank channels by the L2 norm of the filters that produce them.
-        scope: ``"local"`` (default): the ratio holds in every layer.
+        macs: In place of ``ratio``: the share of the dense network's MACs to keep, in (0, 1).
+        params: In place of ``ratio``: the share of its parameters to keep.
+        latency: In place of ``ratio``: the share of its latency to keep, measured on the device.
+        speedup: In place of ``ratio``: how many times as fast to become, above 1, measured on the device.
+        measure: How ``latency`` and ``speedup`` are measured, see ``LatencyOptions`` (default: as ``compare``).
+        importance: ``"l2"`` (default) or ``"l1"``: rank channels by the norm of the filters that produce
+            them; ``"random"``: by PyTorch's random numbers; an object of ``torch_pruning.importance``; or a
+            function of a ``Group`` that returns a score for each of its ``channels``.
+        scope: ``"local"`` (default): the ratio holds in every layer. ``"global"``: it holds for all layers
+            together, and those whose channels matter less, beside the mean of their layer, lose more.
+        uniform: Whether layers that repeat, such as the MLPs of a transformer's blocks, keep one width, as
+            a configuration needs that holds one number for all (default: False).
         round_to: Widths that are left. ``"auto"`` (default): a width that is a multiple of 8 and at least 64
             stays a multiple of 8; an int: every width becomes a multiple of it where it can; 1: off.
         ignore: Patterns of modules or parameters whose channels stay (default: none).
@@ -34,8 +49,14 @@ class PruningOptions(TypedDict, total=False):
             (default: False).
     """
 
-    importance: Literal["l2"]
-    scope: Literal["local"]
+    macs: float
+    params: float
+    latency: float
+    speedup: float
+    measure: LatencyOptions
+    importance: Importance
+    scope: Literal["local", "global"]
+    uniform: bool
     round_to: int | Literal["auto"]
     ignore: Sequence[str]
     keep_representation: bool
@@ -43,23 +64,42 @@ class PruningOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
+class Target:
+    """What is to be left of the dense network: ``share`` of its ``quantity``."""
+
+    quantity: Literal["macs", "params", "latency"]
+    share: float
+    asked: str
+    measure: LatencyOptions
+
+
+@dataclass(frozen=True)
 class Settings:
-    """Checked options."""
+    """Checked options.
+
+    Attributes:
+        target: What ``ratio`` is searched for, if anything.
+        finer: From the group of this index on, a smaller ratio: to come nearer to a target than one ratio
+            for all can, where many layers shrink at the same ratio.
+    """
 
     ratio: Ratio
     granularity: str = "filter"
-    importance: str = "l2"
+    importance: Importance = "l2"
     scope: str = "local"
+    uniform: bool = False
     round_to: int | str = "auto"
     ignore: tuple[str, ...] = ()
     keep_representation: bool = True
     allow_untraced: bool = False
+    target: Target | None = None
+    finer: tuple[int, float] | None = None
 
-    def ratio_of(self, names: Iterable[str]) -> float:
-        """The share to remove of a group with these producers: that of the first pattern that matches."""
+    def ratio_of(self, group: Group) -> float:
+        """The share to remove of a group: that of the first pattern that matches."""
         if not isinstance(self.ratio, Mapping):
-            return self.ratio
-        names = list(names)
+            return self.finer[1] if self.finer and group.index >= self.finer[0] else self.ratio
+        names = [p.name for p in group.producers]
         return next((r for p, r in self.ratio.items() if any(matches(p, n) for n in names)), 0.0)
 
     def ignores(self, names: Iterable[str]) -> bool:
@@ -85,17 +125,19 @@ def read_settings(ratio: Any, granularity: Any, tensors: Sequence[str], options:
             raise OptionError(
                 f"There is no option {name!r}{nearest(name, known)} The options are {', '.join(sorted(known))}."
             )
-    importance = options.get("importance", "l2")
     ignore = options.get("ignore", ())
+    target = _read_target(ratio, options)
     return Settings(
-        _read_ratio(ratio, tensors),
-        _one_of("granularity", granularity, _GRANULARITIES),
-        _one_of("importance", importance, _IMPORTANCES),
-        _one_of("scope", options.get("scope", "local"), _SCOPES),
-        _read_round_to(options.get("round_to", "auto")),
-        tuple(_read_pattern("ignore", p, tensors) for p in ((ignore,) if isinstance(ignore, str) else ignore)),
-        bool(options.get("keep_representation", True)),
-        bool(options.get("allow_untraced", False)),
+        ratio=0.5 if target else _read_ratio(ratio, tensors),
+        granularity=_one_of("granularity", granularity, _GRANULARITIES),
+        importance=_read_importance(options.get("importance", "l2")),
+        scope=_one_of("scope", options.get("scope", "local"), _SCOPES),
+        uniform=bool(options.get("uniform", False)),
+        round_to=_read_round_to(options.get("round_to", "auto")),
+        ignore=tuple(_read_pattern("ignore", p, tensors) for p in ((ignore,) if isinstance(ignore, str) else ignore)),
+        keep_representation=bool(options.get("keep_representation", True)),
+        allow_untraced=bool(options.get("allow_untraced", False)),
+        target=target,
     )
 
 
@@ -105,6 +147,46 @@ def matches(pattern: str, name: str) -> bool:
         return True
     parts = name.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts)))
+
+
+def _read_target(ratio: Any, options: Mapping[str, Any]) -> Target | None:
+    """The target that is given in place of a ratio."""
+    given = [name for name in TARGETS if options.get(name) is not None]
+    if len(given) + (ratio is not None) != 1:
+        what = ", ".join(([f"ratio={ratio!r}"] if ratio is not None else []) + [f"{n}={options[n]!r}" for n in given])
+        raise OptionError(
+            f"Give one of ratio, {', '.join(TARGETS)}: how much to remove, or what is to be left. Got {what or 'none'}."
+        )
+    if "measure" in options and given not in (["latency"], ["speedup"]):
+        raise OptionError("measure says how latency=... and speedup=... are measured; neither is given.")
+    if not given:
+        return None
+    (name,) = given
+    value = options[name]
+    above = 1.0 if name == "speedup" else 0.0
+    if isinstance(value, bool) or not isinstance(value, Real) or not above < float(value) < (math.inf if above else 1):
+        expected = (
+            "a number above 1: 1.5 is half again as fast"
+            if name == "speedup"
+            else "a share in (0, 1) of the dense network's, which is to be left"
+        )
+        raise OptionError(f"{name} is {value!r}; expected {expected}.")
+    share = 1 / float(value) if name == "speedup" else float(value)
+    quantity = "latency" if name == "speedup" else name
+    return Target(quantity, share, f"{name}={value}", options.get("measure", {}))  # type: ignore[arg-type]
+
+
+def _read_importance(importance: Any) -> Importance:
+    if isinstance(importance, type):
+        raise OptionError(f"importance is the class {importance.__name__}; expected an object of it: call it.")
+    if callable(importance) or (isinstance(importance, str) and importance in IMPORTANCES):
+        checked: Importance = importance
+        return checked
+    hint = nearest(importance, IMPORTANCES) if isinstance(importance, str) else "."
+    raise OptionError(
+        f"importance is {importance!r}{hint} Expected {', '.join(map(repr, IMPORTANCES))}, an object of "
+        "torch_pruning.importance, or a function of a group that returns a score for each of its channels."
+    )
 
 
 def _read_ratio(ratio: Any, tensors: Sequence[str]) -> Ratio:

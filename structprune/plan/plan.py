@@ -27,7 +27,13 @@ CARRIED = "_structprune_plan"
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """What becomes of one group: ``removed`` of ``width`` channels, or the reason why none."""
+    """What becomes of one group: ``removed`` of ``width`` channels, or the reason why none.
+
+    Attributes:
+        params: Parameters that its channels hold, in all layers that have slices of them.
+        macs: Multiply-accumulates that its channels take part in.
+        score_removed: The share of the group's scores that the removed channels have.
+    """
 
     name: str
     producers: tuple[str, ...]
@@ -35,6 +41,9 @@ class GroupPlan:
     width: int
     removed: int
     reason: str = ""
+    params: int = 0
+    macs: int = 0
+    score_removed: float = 0.0
 
 
 @dataclass(frozen=True)

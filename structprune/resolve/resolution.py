@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,9 +14,9 @@ from structprune.graph.record import Choice, Node, Place, Record
 from structprune.graph.rules.movement import FROZEN
 from structprune.graph.session import Session
 from structprune.graph.slices import Ids, Mask
-from structprune.resolve.repairs import Repairs, Twins, repaired
+from structprune.resolve.repairs import Repair, Repairs, Twins, repaired
 from structprune.resolve.replay import Mismatch
-from structprune.resolve.trial import run_trial
+from structprune.resolve.trial import Trial, run_trial
 from structprune.surgery.attributes import layer_changes, layer_ties
 from structprune.surgery.cut import Cut, elements_left, kept_indices
 
@@ -29,12 +29,13 @@ Chooser = Callable[[DependencyGraph], Mask]
 
 @dataclass(frozen=True)
 class Resolved:
-    """A graph, the slices that stay (by id), the cut that this means, and the MACs it leaves."""
+    """A graph, the slices that stay (by id), the cut that this means, the MACs it leaves, and the repairs in it."""
 
     graph: DependencyGraph
     present: Mask
     cut: Cut
     macs: int
+    repairs: tuple[Repair, ...] = ()
 
 
 def resolve(session: Session, choose: Chooser) -> Resolved:
@@ -50,14 +51,9 @@ def resolve(session: Session, choose: Chooser) -> Resolved:
     for _ in range(_MOST_TRIALS):
         graph = session.discover(replace(decisions, ties=(*ties, *repairs.ties)))
         present = choose(graph)
-        kept = kept_indices(graph, present)
-        if not kept:
-            return Resolved(graph, present, Cut(kept), graph.records[0].macs)
-        followed = repaired(session.replica, graph, repairs.repairs, present)
-        cut = Cut(kept, (*layer_changes(session.replica, graph, present), *followed))
-        trial = run_trial(session, graph, cut, present)
+        resolved, trial = _tried(session, graph, present, repairs.repairs)
         if not trial.mismatches:
-            return Resolved(graph, present, cut, trial.macs)
+            return resolved
         if not repairs.advance(graph, trial.mismatches):
             alone = _left_alone(graph, trial.mismatches, present, decisions.plural)
             if alone:
@@ -72,6 +68,26 @@ def resolve(session: Session, choose: Chooser) -> Resolved:
         f"No consistent way to cut {session.model_name} was found in {_MOST_TRIALS} trials; the last one failed at "
         f"{trial.mismatches[0]}. Please report the model; ignore=[...] leaves the modules concerned alone."
     )
+
+
+def resolve_again(session: Session, known: Resolved, choose: Chooser) -> Resolved:
+    """As ``resolve``, from the decisions that were right for another choice; anew if they are wrong for this one."""
+    resolved, trial = _tried(session, known.graph, choose(known.graph), known.repairs)
+    return resolve(session, choose) if trial.mismatches else resolved
+
+
+def _tried(
+    session: Session, graph: DependencyGraph, present: Mask, repairs: Sequence[Repair]
+) -> tuple[Resolved, Trial]:
+    """A choice of slices on a graph, with the sizes that follow, and its trial."""
+    kept = kept_indices(graph, present)
+    if not kept:
+        macs = graph.records[0].macs
+        return Resolved(graph, present, Cut(kept), macs, tuple(repairs)), Trial((), macs)
+    followed = repaired(session.replica, graph, repairs, present)
+    cut = Cut(kept, (*layer_changes(session.replica, graph, present), *followed))
+    trial = run_trial(session, graph, cut, present)
+    return Resolved(graph, present, cut, trial.macs, tuple(repairs)), trial
 
 
 def rank_readings(

@@ -1,9 +1,9 @@
-"""From a model and checked options to a plan: the way of the data in one place."""
+"""From a model and checked settings to a plan: the way of the data in one place."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from structprune.errors import NothingToPruneError, UntracedParameterError
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.session import Session
 from structprune.graph.slices import Mask
-from structprune.meta.forward import collection_paused
 from structprune.meta.replica import named_tensors
-from structprune.plan.budget import Selection, eligible_groups, select
-from structprune.plan.importance import Norms
+from structprune.plan.budget import Selection, select
+from structprune.plan.costs import costs_of
+from structprune.plan.importance import Ranking, name_of, ranking_of
 from structprune.plan.options import Settings
 from structprune.plan.plan import GroupPlan, Plan
-from structprune.resolve.resolution import Resolved, resolve
+from structprune.plan.strata import eligible_groups
+from structprune.resolve.resolution import Resolved, resolve, resolve_again
 from structprune.surgery.attributes import stale_sizes
 
 # What to do about the reasons why a group was left whole.
@@ -31,42 +32,50 @@ _WAYS_ON = {
 }
 
 
-def make_plan(
-    model: nn.Module, weights: Mapping[str, torch.Tensor], settings: Settings, example_inputs: Any = None
-) -> Plan:
-    """Plan a cut of a model.
+class Planner:
+    """Plans cuts of one model, which is traced and resolved once."""
 
-    Args:
-        model: The model, checked (``check_model``); it may be on the meta device.
-        weights: The values of its parameters and buffers by name, to rank channels by. They are read one
-            at a time, so that they may lie in files.
-        settings: What is asked for.
-        example_inputs: As for ``structprune.prune_model``.
+    def __init__(
+        self, model: nn.Module, weights: Mapping[str, torch.Tensor], settings: Settings, example_inputs: Any
+    ) -> None:
+        self._model = model
+        self._session = Session(model, example_inputs)
+        self._ranking = ranking_of(settings.importance, model, weights)
+        self._known: Resolved | None = None
 
-    Raises:
-        StructPruneError: A subclass says what was wrong.
-    """
-    with collection_paused():
-        session, norms = Session(model, example_inputs), Norms(weights)
+    def plan(self, settings: Settings) -> Plan:
+        """A plan under these settings.
+
+        Raises:
+            NothingToPruneError: It would remove nothing, though the settings ask for it.
+            UntracedParameterError: It would change sizes that an unread parameter shares.
+        """
+        plan, graph = self.sketch(settings)
+        if not plan.kept and _asks_for_something(settings):
+            raise NothingToPruneError(_nothing(plan))
+        if plan.kept and not settings.allow_untraced:
+            _check_untraced(self._model, plan, graph)
+        return plan
+
+    def sketch(self, settings: Settings) -> tuple[Plan, DependencyGraph]:
+        """A plan, which may remove nothing, and the graph that it was made on."""
         selections: dict[int, Selection] = {}
 
         def choose(graph: DependencyGraph) -> Mask:
             selections.clear()
-            selections[id(graph)] = _select(norms, graph, settings)
+            selections[id(graph)] = _select(self._ranking, graph, settings)
             return selections[id(graph)].present
 
-        resolved = resolve(session, choose)
-    plan = _plan(model, resolved, selections[id(resolved.graph)], settings)
-    if not plan.kept and _asks_for_something(settings):
-        raise NothingToPruneError(_nothing(plan))
-    if plan.kept and not settings.allow_untraced:
-        _check_untraced(model, plan, resolved.graph)
-    return plan
+        known = self._known
+        resolved = resolve_again(self._session, known, choose) if known else resolve(self._session, choose)
+        if resolved.cut.kept:
+            self._known = known or resolved
+        return _plan(self._model, resolved, selections[id(resolved.graph)], settings), resolved.graph
 
 
-def _select(norms: Norms, graph: DependencyGraph, settings: Settings) -> Selection:
+def _select(ranking: Ranking, graph: DependencyGraph, settings: Settings) -> Selection:
     eligible = eligible_groups(graph, settings)
-    scores = norms.scores(graph, (graph.groups[i] for i in eligible))
+    scores = ranking.scores(graph, (graph.groups[i] for i in eligible))
     return select(graph, settings, scores)
 
 
@@ -81,6 +90,7 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
             size *= len(cut.kept.get(name, {}).get(dim, range(extent)))
         left += size
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    costs = costs_of(graph, {n: t.numel() for n, t in parameters.items()})
     floored = [f"{name}: the ratio would empty it, it keeps its last channels" for name in selection.floored]
     return Plan(
         model=type(model).__name__,
@@ -96,6 +106,9 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
                 group.width,
                 selection.removed.get(group.index, 0),
                 selection.skipped.get(group.index, ""),
+                params=round(costs.params[group.channels].sum()),
+                macs=round(costs.macs[group.channels].sum()),
+                score_removed=selection.score_removed(group),
             )
             for group in graph.groups
         ),
@@ -107,8 +120,11 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
 
 def _plain(settings: Settings) -> dict[str, Any]:
     """The settings as JSON has them."""
-    plain = asdict(settings)
+    plain = {f.name: getattr(settings, f.name) for f in fields(settings)}
     plain["ratio"] = dict(settings.ratio) if isinstance(settings.ratio, Mapping) else settings.ratio
+    plain["importance"] = name_of(settings.importance)
+    plain["target"] = settings.target.asked if settings.target else None
+    plain["finer"] = list(settings.finer) if settings.finer else None
     return {**plain, "ignore": list(settings.ignore)}
 
 

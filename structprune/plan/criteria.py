@@ -1,0 +1,131 @@
+"""Criteria of torch-pruning, which score our groups as their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch_pruning import ops
+from torch_pruning.dependency import Dependency, Node
+from torch_pruning.dependency import Group as TheirGroup
+from torch_pruning.pruner.function import PrunerBox
+from torch_pruning.pruner.importance import Importance as TheirImportance
+
+from structprune.errors import OptionError
+from structprune.graph.groups import DependencyGraph, Group
+from structprune.graph.slices import Ids
+from structprune.plan.importance import Norms, Scores
+from structprune.plan.strata import signatures
+
+# The layers whose weights its criteria read, and which dimension of the weight lies along which side.
+_OUT_FIRST = (ops.OPTYPE.CONV, ops.OPTYPE.LINEAR)
+_ONE_SIDED = (ops.OPTYPE.DEPTHWISE_CONV, ops.OPTYPE.BN, ops.OPTYPE.LN, ops.OPTYPE.GN, ops.OPTYPE.IN, ops.OPTYPE.PRELU)
+
+
+def is_of_torch_pruning(importance: Any) -> bool:
+    """Whether a criterion expects a group of torch-pruning."""
+    return isinstance(importance, TheirImportance)
+
+
+class TorchPruning:
+    """Scores by an object of ``torch_pruning.importance``.
+
+    Args:
+        importance: The object, with what it has gathered (gradients, activations).
+        model: The user's own model, whose modules it knows.
+        otherwise: Ranks groups that it has no score for: those of raw parameters.
+    """
+
+    def __init__(self, importance: Any, model: nn.Module, otherwise: Norms) -> None:
+        self._importance = importance
+        self._model = model
+        self._otherwise = otherwise
+
+    def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
+        """Score the channels of every group; those that other layers produce as well are scored apart."""
+        layers = list(_layers(graph, self._model))
+        marks = signatures(graph)
+        scores = np.zeros(graph.space.size)
+        for group in groups:
+            for mark in np.unique(marks[group.channels]):
+                channels = group.channels[marks[group.channels] == mark]
+                found = self._score(graph, group, channels, layers)
+                if found is None:
+                    scores[channels] = self._otherwise.scores(graph, [group])[channels]
+                else:
+                    scores[channels] = found
+        return scores
+
+    def _score(self, graph: DependencyGraph, group: Group, channels: Ids, layers: list[_Layer]) -> Scores | None:
+        name = type(self._importance).__name__
+        position = np.full(graph.space.size, -1)
+        position[channels] = np.arange(len(channels))
+        given = self._importance(_their_group(group, position[graph.roots], layers))
+        if given is None:
+            return None
+        scores = torch.as_tensor(given).detach().double().cpu().numpy()
+        # It has an entry for every slice of the first layer: the channels come first.
+        if scores.ndim != 1 or len(scores) < len(channels):
+            raise OptionError(
+                f"importance={name} returned the shape {list(scores.shape)} for the group {group.name} of "
+                f"{len(channels)} channels; expected a score for each (its group_reduction must not be None)."
+            )
+        own: Scores = scores[: len(channels)]
+        if not np.isfinite(own).all():
+            raise OptionError(
+                f"importance={name} returned {own[~np.isfinite(own)][0]} for the group {group.name}: has it seen "
+                "gradients or activations of this model?"
+            )
+        return own
+
+
+class _Layer:
+    """One side of a layer as torch-pruning knows it: the slices along it, and the function that would cut it."""
+
+    def __init__(self, name: str, module: nn.Module, ids: Ids, prune: Any, repeats: int, owner: Any) -> None:
+        self.name, self.ids, self.repeats = name, ids, repeats
+        node = Node(module, None, name)
+        self.dependency = Dependency(prune, prune, node, node)
+
+
+def _layers(graph: DependencyGraph, model: nn.Module) -> Iterator[_Layer]:
+    """The sides of all layers that torch-pruning knows, in the order of the model's modules."""
+    axes = graph.space.by_tensor
+    for name, module in model.named_modules():
+        weight = axes.get(f"{name}.weight" if name else "weight")
+        kind = ops.module2type(module)
+        if weight is None or kind not in PrunerBox:
+            continue
+        pruner = PrunerBox[kind]
+        if kind in _OUT_FIRST:
+            transposed = getattr(module, "transposed", False)
+            groups = getattr(module, "groups", 1)
+            yield _Layer(name, module, weight[int(transposed)].ids, pruner.prune_out_channels, 1, pruner)
+            yield _Layer(name, module, weight[1 - int(transposed)].ids, pruner.prune_in_channels, groups, pruner)
+        elif kind in _ONE_SIDED:
+            yield _Layer(name, module, weight[0].ids, pruner.prune_out_channels, 1, pruner)
+
+
+def _their_group(group: Group, position: Ids, layers: list[_Layer]) -> Any:
+    """A group of torch-pruning: the producing layers first, then all others that have slices of the channels."""
+    theirs = TheirGroup()
+    producers = [producer.name for producer in group.producers]
+
+    def rank(layer: _Layer) -> int:
+        weight = f"{layer.name}.weight"
+        return producers.index(weight) if weight in producers and _produces(layer, group) else len(producers)
+
+    for layer in sorted(layers, key=rank):
+        own = np.tile(position[layer.ids], layer.repeats)
+        indices = np.flatnonzero(own >= 0)
+        if len(indices):
+            theirs.add_dep(layer.dependency, indices.tolist())
+            theirs[len(theirs) - 1].root_idxs = own[indices].tolist()
+    return theirs
+
+
+def _produces(layer: _Layer, group: Group) -> bool:
+    return any(len(p.ids) and p.ids[0] in layer.ids for p in group.producers if p.name == f"{layer.name}.weight")

@@ -1,0 +1,37 @@
+"""Plans: made for a ratio, or searched for a target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from structprune.meta.forward import collection_paused
+from structprune.plan.options import Settings
+from structprune.plan.plan import Plan
+from structprune.planning.planner import Planner
+from structprune.planning.search import cost_of, search
+
+
+def make_plan(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], settings: Settings, example_inputs: Any = None
+) -> Plan:
+    """Plan a cut of a model.
+
+    Args:
+        model: The model, checked (``check_model``); it may be on the meta device.
+        weights: The values of its parameters and buffers by name, to rank channels by. They are read one
+            at a time, so that they may lie in files.
+        settings: What is asked for.
+        example_inputs: As for ``structprune.prune_model``.
+
+    Raises:
+        StructPruneError: A subclass says what was wrong.
+    """
+    with collection_paused():
+        planner = Planner(model, weights, settings, example_inputs)
+        if settings.target is None:
+            return planner.plan(settings)
+        return search(planner, settings, settings.target, cost_of(settings.target, model, example_inputs))

@@ -1,0 +1,169 @@
+"""The ratio at which a target is met: fewest channels removed, on the safe side."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from structprune.errors import ModelError, OptionError
+from structprune.measure.comparison import bootstrap_interval
+from structprune.measure.latency import in_turn, timed_calls
+from structprune.measure.runner import Runner, read_setting
+from structprune.meta.replica import named_tensors
+from structprune.plan.options import Settings, Target
+from structprune.plan.plan import Plan
+from structprune.planning.planner import Planner
+from structprune.surgery.slicing import cut_copy
+
+_log = logging.getLogger("structprune")
+# No layer keeps less than one channel, so that there is a ratio beyond which nothing changes.
+_HIGHEST = 0.99
+_STEPS = 14
+_NEAR = 0.002
+# Timings scatter: a plan is taken if its speed-up is certainly enough, and at most this much more than asked for.
+_NEAR_IN_TIME = 0.06
+_STEPS_IN_TIME = 10
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan leaves of the dense network's cost: a share, and for measured ones the surest upper end of it."""
+
+    share: float
+    surely: float
+    said: str
+
+
+Measure = Callable[[Plan], Cost]
+
+
+def cost_of(target: Target, model: nn.Module, example_inputs: Any) -> Measure:
+    """How a plan is held against the target."""
+    if target.quantity == "latency":
+        return _Timing(model, example_inputs, target)
+
+    def counted(plan: Plan) -> Cost:
+        before, after = getattr(plan, target.quantity)
+        share = after / before if before else 1.0
+        return Cost(share, share, f"{100 * share:.1f} % of the {_UNITS[target.quantity]}")
+
+    return counted
+
+
+_UNITS = {"macs": "MACs", "params": "parameters"}
+
+
+class _Timing:
+    """Times the dense and the cut network in turn, as ``compare`` does."""
+
+    def __init__(self, model: nn.Module, example_inputs: Any, target: Target) -> None:
+        if any(tensor.is_meta for tensor in named_tensors(model).values()):
+            raise ModelError(f"{target.asked} is measured, and the model is on the meta device: load its weights.")
+        self._model = model
+        self._setting = read_setting(target.measure)
+        self._calls = timed_calls(model, example_inputs)
+        self._dense = Runner(model, self._calls, self._setting)
+
+    def __call__(self, plan: Plan) -> Cost:
+        pruned = Runner(cut_copy(self._model, plan.cut), self._calls, self._setting)
+        samples, busy = in_turn([self._dense, pruned])
+        ratios = np.asarray(samples[0]) / np.asarray(samples[1])
+        speedup, (low, high) = float(np.median(ratios)), bootstrap_interval(ratios)
+        said = f"{speedup:.2f} times as fast (95 % interval {low:.2f} to {high:.2f}, on {self._setting.device_name})"
+        return Cost(1 / speedup, 1 / low, f"{said}; not to be trusted: {busy}" if busy else said)
+
+
+def search(planner: Planner, settings: Settings, target: Target, measure: Measure) -> Plan:
+    """Find the plan nearest to the target on the safe side.
+
+    Raises:
+        OptionError: It cannot be reached; the message says what can.
+    """
+    trials = _Trials(planner, settings, measure)
+    # The first plan decides how the network is read: at a moderate ratio.
+    low, high = 0.0, _HIGHEST
+    middle = trials.at(0.5)
+    if middle.surely <= target.share:
+        high = 0.5
+    else:
+        low = 0.5
+        most = trials.at(_HIGHEST)
+        if most.surely > target.share:
+            raise OptionError(
+                f"{target.asked} cannot be reached: with {_HIGHEST:.0%} of the channels removed that may go, "
+                f"{most.said} are left. {_ways_on(settings)}"
+            )
+    timed = target.quantity == "latency"
+    enough = target.share * (1 - _NEAR_IN_TIME) if timed else target.share - _NEAR
+    for _ in range(_STEPS_IN_TIME if timed else _STEPS):
+        if trials.cost(high).share >= enough:
+            break
+        ratio = (low + high) / 2
+        if trials.at(ratio).surely <= target.share:
+            high = ratio
+        else:
+            low = ratio
+    best = replace(settings, ratio=high)
+    if not timed and settings.scope == "local" and trials.cost(high).share < enough:
+        best = _finer(trials, best, low, target)
+    plan = planner.plan(best)
+    said = trials.known[best.ratio, best.finer].said  # type: ignore[index]
+    return replace(plan, notes=(f"{target.asked}: met at ratio {_number(best)}, {said}", *plan.notes))
+
+
+def _finer(trials: _Trials, settings: Settings, low: float, target: Target) -> Settings:
+    """Layers of one width shrink at the same ratio: let only the first of them, as many as it takes."""
+    enough, few, many = settings, 0, trials.groups
+    while many - few > 1:
+        middle = (few + many) // 2
+        tried = replace(settings, finer=(middle, low))
+        if trials.of(tried).surely <= target.share:
+            enough, many = tried, middle
+        else:
+            few = middle
+    return enough
+
+
+class _Trials:
+    """Plans made on the way, and what they leave."""
+
+    def __init__(self, planner: Planner, settings: Settings, measure: Measure) -> None:
+        self._planner, self._settings, self._measure = planner, settings, measure
+        self.known: dict[tuple[float, tuple[int, float] | None], Cost] = {}
+        self.groups = 0
+
+    def at(self, ratio: float) -> Cost:
+        """What one ratio for all layers leaves."""
+        return self.of(replace(self._settings, ratio=ratio))
+
+    def cost(self, ratio: float) -> Cost:
+        """What was found for a ratio that was tried."""
+        return self.known[ratio, None]
+
+    def of(self, settings: Settings) -> Cost:
+        """What settings leave."""
+        plan, graph = self._planner.sketch(settings)
+        self.groups = len(graph.groups)
+        cost = self.known[settings.ratio, settings.finer] = self._measure(plan)  # type: ignore[index]
+        _log.info("ratio %s: %s", _number(settings), cost.said)
+        return cost
+
+
+def _number(settings: Settings) -> str:
+    ratio = f"{settings.ratio:.4f}"
+    return f"{ratio}, from group {settings.finer[0]} on {settings.finer[1]:.4f}" if settings.finer else ratio
+
+
+def _ways_on(settings: Settings) -> str:
+    ways = [
+        *(['granularity="channel"'] if settings.granularity == "filter" else []),
+        *(["keep_representation=False"] if settings.keep_representation else []),
+        *(["round_to=1"] if settings.round_to != 1 else []),
+        *(["fewer patterns in ignore"] if settings.ignore else []),
+    ]
+    return f"Options that allow more: {', '.join(ways)}." if ways else "No option allows more."
