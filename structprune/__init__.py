@@ -21,6 +21,7 @@ from structprune.measure.runner import LatencyOptions
 from structprune.plan.options import PruningOptions
 from structprune.plan.plan import Plan, plan_of
 from structprune.proof import Proof, prove
+from structprune.recalibration import recalibrate
 
 __all__ = [
     "Comparison",
@@ -51,6 +52,7 @@ __all__ = [
     "plan_pruning",
     "prove",
     "prune_model",
+    "recalibrate",
     "trace",
 ]
 

@@ -12,19 +12,18 @@ import torch
 from torch import nn
 
 from structprune.errors import PlanError, StructPruneError
-from structprune.graph.call import Effect
 from structprune.graph.checks import check_model
-from structprune.graph.discovery import Discovery
 from structprune.graph.operators import Operator
-from structprune.graph.record import Choice, Node, Record
+from structprune.graph.record import Record
 from structprune.graph.session import Session, follow
-from structprune.graph.slices import Axis, Coupling, Ids, Labels, Mask, SliceSpace
+from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocations
 from structprune.meta.replica import duplicate, named_tensors
 from structprune.plan.plan import Plan, plan_of
+from structprune.plan.planned import Planned, kept_along
 from structprune.resolve.masking import MaskedRun, UnprovableError, in_double
 from structprune.resolve.replay import DivergenceError, Replay
-from structprune.surgery.slicing import sliced
+from structprune.surgery.slicing import cut_values, sliced
 
 TOLERANCE = 1e-9
 LEAST_POWER = 1e-3
@@ -118,43 +117,6 @@ def _sliced_alike(pruned: nn.Module, random_dense: nn.Module, plan: Plan) -> nn.
     return duplicate(pruned, same_slices, _doubled)
 
 
-class Planned(Discovery):
-    """A run of the dense network that reads ambiguous operators as the plan must have: so that it tears no channel."""
-
-    def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan) -> None:
-        super().__init__(space, coupling, {}, _run, training=False)
-        self._gone = np.zeros(space.size, dtype=bool)
-        for axis in space.axes:
-            self._gone[axis.ids] = ~_kept(plan, axis)
-
-    def choose(self, node: Node, question: str, readings: tuple[str, ...], effect: Effect) -> str:
-        """The first reading that couples none that goes with one that stays."""
-        taken = next((r for r in readings if self._fits(effect(r))), readings[-1])
-        node.choices[question] = Choice(readings, taken)
-        return taken
-
-    def _fits(self, effect: tuple[Ids, Ids | None] | None) -> bool:
-        if effect is None:
-            return True
-        left, right = effect
-        known = len(self._gone)  # what came later lies on no axis, and the plan says nothing of it
-        gone = self._gone[left[left < known]]
-        if right is None:
-            return not gone.any()
-        both = (left < known) & (right < known)
-        return bool((self._gone[left[both]] == self._gone[right[both]]).all())
-
-
-def _kept(plan: Plan, axis: Axis) -> Mask:
-    """The slices of an axis that stay."""
-    kept = plan.kept.get(axis.tensor, {}).get(axis.dim)
-    mask = np.ones(axis.size, dtype=bool)
-    if kept is not None:
-        mask[:] = False
-        mask[list(kept)] = True
-    return mask
-
-
 class _Unproved(Exception):
     """The comparison cannot be made; the text says why."""
 
@@ -164,7 +126,7 @@ def _compare(dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan
     coupling = Coupling(space)
     labels = {name: space.add_tensor(name, t.shape) for name, t in named_tensors(dense).items()}
     try:
-        plain = follow(dense, calls, Planned(space, coupling, plan), labels)
+        plain = follow(dense, calls, Planned(space, coupling, plan, _run), labels)
     except StructPruneError:
         raise
     except Exception as error:
@@ -244,7 +206,7 @@ def _gone_and_torn(space: SliceSpace, roots: Ids, plan: Plan) -> tuple[Mask, Mas
     gone = np.zeros(space.size, dtype=bool)
     stays = np.zeros(space.size, dtype=bool)
     for axis in space.axes:
-        mask = _kept(plan, axis)
+        mask = kept_along(plan, axis)
         gone[roots[axis.ids[~mask]]] = True
         stays[roots[axis.ids[mask]]] = True
     return gone, gone & stays
@@ -273,7 +235,7 @@ def _first_changed_tensor(plan: Plan, dense: nn.Module, pruned: nn.Module) -> st
     for name, tensor in named_tensors(pruned).items():
         if name in free and tensor.shape != originals[name].shape:
             continue
-        expected = sliced(originals[name], cut.kept.get(name, {}))
+        expected = cut_values(name, originals[name], cut)
         if tensor.device != expected.device or tensor.dtype != expected.dtype or not _same_values(tensor, expected):
             return name
     return ""

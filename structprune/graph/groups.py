@@ -51,6 +51,34 @@ class Group:
     channels: Ids
     role: str
     reasons: tuple[str, ...]
+    _graph: DependencyGraph
+
+    def slices(self) -> dict[str, dict[int, Ids]]:
+        """Where the channels lie: for a criterion that computes scores from weights, gradients or the like.
+
+        Returns:
+            By tensor and dimension, for every index along it the place of its channel in ``channels``, or -1.
+            Only dimensions that have any are listed.
+
+        Examples:
+            >>> import structprune, torch
+            >>> model = structprune.demo.resnet50()
+            >>> def absolute_sum(group):
+            ...     weights, scores = dict(model.named_parameters()), torch.zeros(group.width)
+            ...     for producer in group.producers:
+            ...         where = torch.from_numpy(group.slices()[producer.name][0])
+            ...         scores.index_add_(0, where[where >= 0], weights[producer.name].abs().sum((1, 2, 3))[where >= 0])
+            ...     return scores
+            >>> plan = structprune.plan_pruning(model, 0.5, importance=absolute_sum)
+        """
+        place = np.full(self._graph.space.size, -1)
+        place[self.channels] = np.arange(self.width)
+        found: dict[str, dict[int, Ids]] = {}
+        for axis in self._graph.space.axes:
+            channels = place[self._graph.roots[axis.ids]]
+            if (channels >= 0).any():
+                found.setdefault(axis.tensor, {})[axis.dim] = channels
+        return found
 
     @property
     def name(self) -> str:
@@ -251,7 +279,7 @@ class DependencyGraph:
         for index, own in enumerate(members.values()):
             roots = np.concatenate([self.roots[p.ids] for p in own])
             channels = roots[np.sort(np.unique(roots, return_index=True)[1])]
-            yield Group(index, tuple(own), channels, self._role(channels), self._reasons_of(channels))
+            yield Group(index, tuple(own), channels, self._role(channels), self._reasons_of(channels), self)
 
     def _producers(self) -> list[Producer]:
         """Every produced dimension once, though several calls and modes may produce it."""

@@ -28,16 +28,25 @@ class Costs:
 
 def costs_of(graph: DependencyGraph, sizes: Mapping[str, int]) -> Costs:
     """The parameters (``sizes``: their numbers of elements) and MACs of every channel."""
-    params, macs = np.zeros(graph.space.size), np.zeros(graph.space.size)
-    for axis in graph.space.axes:
-        if axis.size and axis.tensor in sizes:
-            np.add.at(params, graph.roots[axis.ids], sizes[axis.tensor] / axis.size)
+    axes = [axis for axis in graph.space.axes if axis.size and axis.tensor in sizes]
+    params = [(graph.roots[axis.ids], sizes[axis.tensor] / axis.size) for axis in axes]
     record = graph.records[0]
-    for node in record.nodes:
-        if node.macs:
-            for roots in _dimensions(graph, record, node):
-                np.add.at(macs, roots, node.macs / len(roots))
-    return Costs(params, macs)
+    macs = [
+        (roots, node.macs / len(roots))
+        for node in record.nodes
+        if node.macs
+        for roots in _dimensions(graph, record, node)
+    ]
+    return Costs(_summed(params, graph.space.size), _summed(macs, graph.space.size))
+
+
+def _summed(shares: list[tuple[Ids, float]], size: int) -> Amounts:
+    """The sum for every channel of what each of its slices has a share of."""
+    if not shares:
+        return np.zeros(size)
+    amounts = np.repeat([share for _, share in shares], [len(roots) for roots, _ in shares])
+    roots = np.concatenate([roots for roots, _ in shares])
+    return np.bincount(roots, weights=amounts, minlength=size).astype(np.float64)
 
 
 def _dimensions(graph: DependencyGraph, record: Record, node: Node) -> list[Ids]:

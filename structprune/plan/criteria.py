@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ class TorchPruning:
         self._importance = importance
         self._model = model
         self._otherwise = otherwise
+        # Planning asks for the same group again, and some criteria compare every filter with every other.
+        self._known: dict[tuple[Any, ...], Scores | None] = {}
 
     def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
         """Score the channels of every group; those that other layers produce as well are scored apart."""
@@ -60,10 +62,16 @@ class TorchPruning:
         return scores
 
     def _score(self, graph: DependencyGraph, group: Group, channels: Ids, layers: list[_Layer]) -> Scores | None:
-        name = type(self._importance).__name__
         position = np.full(graph.space.size, -1)
         position[channels] = np.arange(len(channels))
-        given = self._importance(_their_group(group, position[graph.roots], layers))
+        parts = _parts(group, position[graph.roots], layers)
+        key = tuple((part.layer.name, part.indices.tobytes(), part.channels.tobytes()) for part in parts)
+        if key not in self._known:
+            self._known[key] = self._checked(self._importance(_their_group(parts)), group, channels)
+        return self._known[key]
+
+    def _checked(self, given: Any, group: Group, channels: Ids) -> Scores | None:
+        name = type(self._importance).__name__
         if given is None:
             return None
         scores = torch.as_tensor(given).detach().double().cpu().numpy()
@@ -85,7 +93,7 @@ class TorchPruning:
 class _Layer:
     """One side of a layer as torch-pruning knows it: the slices along it, and the function that would cut it."""
 
-    def __init__(self, name: str, module: nn.Module, ids: Ids, prune: Any, repeats: int, owner: Any) -> None:
+    def __init__(self, name: str, module: nn.Module, ids: Ids, prune: Any, repeats: int = 1) -> None:
         self.name, self.ids, self.repeats = name, ids, repeats
         node = Node(module, None, name)
         self.dependency = Dependency(prune, prune, node, node)
@@ -103,27 +111,43 @@ def _layers(graph: DependencyGraph, model: nn.Module) -> Iterator[_Layer]:
         if kind in _OUT_FIRST:
             transposed = getattr(module, "transposed", False)
             groups = getattr(module, "groups", 1)
-            yield _Layer(name, module, weight[int(transposed)].ids, pruner.prune_out_channels, 1, pruner)
-            yield _Layer(name, module, weight[1 - int(transposed)].ids, pruner.prune_in_channels, groups, pruner)
+            yield _Layer(name, module, weight[int(transposed)].ids, pruner.prune_out_channels)
+            yield _Layer(name, module, weight[1 - int(transposed)].ids, pruner.prune_in_channels, groups)
         elif kind in _ONE_SIDED:
-            yield _Layer(name, module, weight[0].ids, pruner.prune_out_channels, 1, pruner)
+            yield _Layer(name, module, weight[0].ids, pruner.prune_out_channels)
 
 
-def _their_group(group: Group, position: Ids, layers: list[_Layer]) -> Any:
-    """A group of torch-pruning: the producing layers first, then all others that have slices of the channels."""
-    theirs = TheirGroup()
+class _Part(NamedTuple):
+    """The indices along one side of a layer that belong to a group, and the channel of each."""
+
+    layer: _Layer
+    indices: Ids
+    channels: Ids
+
+
+def _parts(group: Group, position: Ids, layers: list[_Layer]) -> list[_Part]:
+    """The producing layers first, then all others that have slices of the channels."""
     producers = [producer.name for producer in group.producers]
 
     def rank(layer: _Layer) -> int:
         weight = f"{layer.name}.weight"
         return producers.index(weight) if weight in producers and _produces(layer, group) else len(producers)
 
+    parts = []
     for layer in sorted(layers, key=rank):
-        own = np.tile(position[layer.ids], layer.repeats)
-        indices = np.flatnonzero(own >= 0)
+        channels = np.tile(position[layer.ids], layer.repeats)
+        indices = np.flatnonzero(channels >= 0)
         if len(indices):
-            theirs.add_dep(layer.dependency, indices.tolist())
-            theirs[len(theirs) - 1].root_idxs = own[indices].tolist()
+            parts.append(_Part(layer, indices, channels[indices]))
+    return parts
+
+
+def _their_group(parts: list[_Part]) -> Any:
+    """A group of torch-pruning."""
+    theirs = TheirGroup()
+    for i, part in enumerate(parts):
+        theirs.add_dep(part.layer.dependency, part.indices.tolist())
+        theirs[i].root_idxs = part.channels.tolist()
     return theirs
 
 

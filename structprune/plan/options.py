@@ -41,6 +41,9 @@ class PruningOptions(TypedDict, total=False):
             together, and those whose channels matter less, beside the mean of their layer, lose more.
         uniform: Whether layers that repeat, such as the MLPs of a transformer's blocks, keep one width, as
             a configuration needs that holds one number for all (default: False).
+        compensate: ``True``: add what the removed channels gave on average to the biases and running means of the
+            layers that read them, computed from batch-norm statistics, without data. A list of batches
+            (each as ``example_inputs``): computed from those, in any network (default: False).
         round_to: Widths that are left. ``"auto"`` (default): a width that is a multiple of 8 and at least 64
             stays a multiple of 8; an int: every width becomes a multiple of it where it can; 1: off.
         ignore: Patterns of modules or parameters whose channels stay (default: none).
@@ -57,6 +60,7 @@ class PruningOptions(TypedDict, total=False):
     importance: Importance
     scope: Literal["local", "global"]
     uniform: bool
+    compensate: bool | list[Any]
     round_to: int | Literal["auto"]
     ignore: Sequence[str]
     keep_representation: bool
@@ -92,6 +96,7 @@ class Settings:
     ignore: tuple[str, ...] = ()
     keep_representation: bool = True
     allow_untraced: bool = False
+    compensate: bool | tuple[Any, ...] = False
     target: Target | None = None
     finer: tuple[int, float] | None = None
 
@@ -137,6 +142,7 @@ def read_settings(ratio: Any, granularity: Any, tensors: Sequence[str], options:
         ignore=tuple(_read_pattern("ignore", p, tensors) for p in ((ignore,) if isinstance(ignore, str) else ignore)),
         keep_representation=bool(options.get("keep_representation", True)),
         allow_untraced=bool(options.get("allow_untraced", False)),
+        compensate=_read_compensate(options.get("compensate", False)),
         target=target,
     )
 
@@ -174,6 +180,17 @@ def _read_target(ratio: Any, options: Mapping[str, Any]) -> Target | None:
     share = 1 / float(value) if name == "speedup" else float(value)
     quantity = "latency" if name == "speedup" else name
     return Target(quantity, share, f"{name}={value}", options.get("measure", {}))  # type: ignore[arg-type]
+
+
+def _read_compensate(compensate: Any) -> bool | tuple[Any, ...]:
+    if isinstance(compensate, bool):
+        return compensate
+    if isinstance(compensate, list) and compensate:
+        return tuple(compensate)
+    raise OptionError(
+        f"compensate is {'an empty list' if compensate == [] else repr(type(compensate).__name__)}; expected True "
+        "(from batch-norm statistics) or a list of batches, each as example_inputs."
+    )
 
 
 def _read_importance(importance: Any) -> Importance:

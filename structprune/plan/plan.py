@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -15,35 +16,15 @@ from torch import nn
 from structprune.errors import PlanError
 from structprune.graph.checks import check_model
 from structprune.meta.replica import named_tensors
+from structprune.plan.sensitivity import GroupPlan, Sensitivity
 from structprune.surgery.attributes import read_held
-from structprune.surgery.cut import AttributeChange, Cut
+from structprune.surgery.cut import AttributeChange, Cut, Vector
 from structprune.surgery.slicing import cut_copy, cut_in_place
 
 FORMAT = "structprune.plan"
 VERSION = 1
 # A pruned model carries its plan as text, so that a pickle of it does not need structprune.
 CARRIED = "_structprune_plan"
-
-
-@dataclass(frozen=True, slots=True)
-class GroupPlan:
-    """What becomes of one group: ``removed`` of ``width`` channels, or the reason why none.
-
-    Attributes:
-        params: Parameters that its channels hold, in all layers that have slices of them.
-        macs: Multiply-accumulates that its channels take part in.
-        score_removed: The share of the group's scores that the removed channels have.
-    """
-
-    name: str
-    producers: tuple[str, ...]
-    role: str
-    width: int
-    removed: int
-    reason: str = ""
-    params: int = 0
-    macs: int = 0
-    score_removed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +43,10 @@ class Plan:
         notes: What the user should know: layers at their floor, modes that could not be traced.
         params: Number of parameters, before and after.
         macs: Multiply-accumulates of one forward of the example inputs, before and after.
+        shifts: What is added to biases and running means, an entry for each that stays, so that they make up for
+            what the removed channels gave on average (``compensate``). It belongs to the values of the model that
+            the plan was made for.
+        scales: What running variances are multiplied with, likewise.
     """
 
     model: str
@@ -73,12 +58,14 @@ class Plan:
     notes: tuple[str, ...]
     params: tuple[int, int]
     macs: tuple[int, int]
+    shifts: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def cut(self) -> Cut:
         """The cut as the surgery takes it."""
         kept = {n: {d: np.array(i, dtype=np.int64) for d, i in dims.items()} for n, dims in self.kept.items()}
-        return Cut(kept, self.attributes)
+        return Cut(kept, self.attributes, _arrays(self.shifts), _arrays(self.scales))
 
     def apply(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
         """Cut a model as planned.
@@ -104,6 +91,10 @@ class Plan:
             setattr(pruned, CARRIED, self.to_json())
         return pruned
 
+    def sensitivity(self) -> Sensitivity:
+        """What each group costs, and what the plan saves and gives up there."""
+        return Sensitivity(self)
+
     def to_json(self) -> str:
         """The plan as JSON text; see ``from_json``."""
         sets: dict[tuple[int, ...], int] = {}
@@ -124,6 +115,8 @@ class Plan:
             "attributes": [asdict(a) for a in self.attributes],
             "groups": [asdict(g) for g in self.groups],
             "notes": self.notes,
+            "shifts": {name: list(shift) for name, shift in self.shifts.items()},
+            "scales": {name: list(scale) for name, scale in self.scales.items()},
         }
         return json.dumps(document)
 
@@ -153,6 +146,8 @@ class Plan:
                 notes=tuple(map(str, document["notes"])),
                 params=_pair(document["params"]),
                 macs=_pair(document["macs"]),
+                shifts=_read_vectors(document, "shifts"),
+                scales=_read_vectors(document, "scales"),
             )
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"This text cannot be read as a plan: {type(error).__name__}: {error}") from error
@@ -164,9 +159,9 @@ class Plan:
             f"  parameters {self.params[0]:,} -> {self.params[1]:,} ({_percent(self.params)}), "
             f"MACs {self.macs[0]:,} -> {self.macs[1]:,} ({_percent(self.macs)})"
         )
-        width = min(max((len(_title(g)) for g in self.groups), default=0), 44)
+        width = min(max((len(g.title) for g in self.groups), default=0), 44)
         rows = [
-            f"  {_title(g):{width}} {g.width:5} -> {g.width - g.removed:<5} {g.role if g.removed else g.reason}"
+            f"  {g.title:{width}} {g.width:5} -> {g.width - g.removed:<5} {g.role if g.removed else g.reason}"
             for g in self.groups
         ]
         held = [f"  {change}" for change in self.attributes]
@@ -229,11 +224,6 @@ def _difference(expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple
     return f"its {extra} is unknown to the plan."
 
 
-def _title(group: GroupPlan) -> str:
-    more = len(group.producers) - 1
-    return f"{group.name} (+{more})" if more else group.name
-
-
 def _percent(pair: tuple[int, int]) -> str:
     return f"{100 * (pair[1] - pair[0]) / pair[0]:+.1f} %" if pair[0] else "n/a"
 
@@ -251,6 +241,23 @@ def _read_kept(document: Mapping[str, Any]) -> dict[str, dict[int, tuple[int, ..
                 )
             kept.setdefault(name, {})[int(dim)] = indices
     return kept
+
+
+def _arrays(vectors: Mapping[str, tuple[float, ...]]) -> dict[str, Vector]:
+    return {name: np.array(values) for name, values in vectors.items()}
+
+
+def _read_vectors(document: Mapping[str, Any], key: str) -> dict[str, tuple[float, ...]]:
+    """Plans of releases before this one have none."""
+    vectors: dict[str, tuple[float, ...]] = {}
+    for name, values in document.get(key, {}).items():
+        (width,) = document["shapes"][name]
+        which = document["kept"].get(name, {}).get("0")
+        left = width if which is None else len(document["index_sets"][which])
+        vectors[name] = tuple(map(float, values))
+        if len(values) != left or not all(map(math.isfinite, vectors[name])):
+            raise PlanError(f"The plan's {key} of {name} have {len(values)} entries, not a number for each of {left}.")
+    return vectors
 
 
 def _read_attribute(entry: Mapping[str, Any]) -> AttributeChange:

@@ -11,6 +11,7 @@ from torch import nn
 from structprune.meta.forward import collection_paused
 from structprune.plan.options import Settings
 from structprune.plan.plan import Plan
+from structprune.planning.compensation import compensated
 from structprune.planning.planner import Planner
 from structprune.planning.search import cost_of, search
 
@@ -33,5 +34,7 @@ def make_plan(
     with collection_paused():
         planner = Planner(model, weights, settings, example_inputs)
         if settings.target is None:
-            return planner.plan(settings)
-        return search(planner, settings, settings.target, cost_of(settings.target, model, example_inputs))
+            plan = planner.plan(settings)
+        else:
+            plan = search(planner, settings, settings.target, cost_of(settings.target, model, example_inputs))
+        return compensated(plan, model, planner.examples, settings.compensate) if settings.compensate else plan

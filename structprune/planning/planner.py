@@ -13,12 +13,14 @@ from structprune.errors import NothingToPruneError, UntracedParameterError
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.session import Session
 from structprune.graph.slices import Mask
+from structprune.inputs import Invocations
 from structprune.meta.replica import named_tensors
 from structprune.plan.budget import Selection, select
 from structprune.plan.costs import costs_of
 from structprune.plan.importance import Ranking, name_of, ranking_of
 from structprune.plan.options import Settings
-from structprune.plan.plan import GroupPlan, Plan
+from structprune.plan.plan import Plan
+from structprune.plan.sensitivity import GroupPlan
 from structprune.plan.strata import eligible_groups
 from structprune.resolve.resolution import Resolved, resolve, resolve_again
 from structprune.surgery.attributes import stale_sizes
@@ -42,6 +44,11 @@ class Planner:
         self._session = Session(model, example_inputs)
         self._ranking = ranking_of(settings.importance, model, weights)
         self._known: Resolved | None = None
+
+    @property
+    def examples(self) -> Invocations:
+        """The calls that the model was traced with."""
+        return self._session.examples
 
     def plan(self, settings: Settings) -> Plan:
         """A plan under these settings.
@@ -123,6 +130,7 @@ def _plain(settings: Settings) -> dict[str, Any]:
     plain = {f.name: getattr(settings, f.name) for f in fields(settings)}
     plain["ratio"] = dict(settings.ratio) if isinstance(settings.ratio, Mapping) else settings.ratio
     plain["importance"] = name_of(settings.importance)
+    plain["compensate"] = settings.compensate if isinstance(settings.compensate, bool) else "batches"
     plain["target"] = settings.target.asked if settings.target else None
     plain["finer"] = list(settings.finer) if settings.finer else None
     return {**plain, "ignore": list(settings.ignore)}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.slices import Ids, Mask
+
+Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,23 @@ class AttributeChange:
 
 @dataclass(frozen=True)
 class Cut:
-    """The indices that stay, by tensor and dimension (only those that lose any), and the attributes."""
+    """The indices that stay, by tensor and dimension (only those that lose any), and what changes besides.
+
+    Attributes:
+        attributes: Sizes that modules hold.
+        shifts: What is added to vectors once they are cut, an entry for each that is left.
+        scales: What vectors are multiplied with, likewise.
+    """
 
     kept: Mapping[str, Mapping[int, Ids]]
     attributes: tuple[AttributeChange, ...] = ()
+    shifts: Mapping[str, Vector] = field(default_factory=dict)
+    scales: Mapping[str, Vector] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> list[str]:
+        """The tensors that do not stay as they are."""
+        return list(dict.fromkeys((*self.kept, *self.shifts, *self.scales)))
 
 
 def kept_indices(graph: DependencyGraph, present: Mask) -> dict[str, dict[int, Ids]]:

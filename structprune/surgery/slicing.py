@@ -32,6 +32,16 @@ def sliced(tensor: torch.Tensor, kept: Mapping[int, Ids]) -> torch.Tensor:
     return out
 
 
+def cut_values(name: str, tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
+    """What a tensor holds after a cut."""
+    values = sliced(tensor, cut.kept.get(name, _NO_CUT))
+    if name in cut.scales:
+        values.mul_(torch.from_numpy(cut.scales[name]).to(values))
+    if name in cut.shifts:
+        values.add_(torch.from_numpy(cut.shifts[name]).to(values))
+    return values
+
+
 def _selected(tensor: torch.Tensor, kept: Mapping[int, Ids]) -> torch.Tensor:
     """Select along every dimension, a large tensor in stretches: no half-cut copy of it is ever whole."""
     (first, indices), *rest = kept.items()
@@ -59,7 +69,7 @@ def cut_copy(model: nn.Module, cut: Cut) -> nn.Module:
 
     def cut_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
         kept = cut.kept.get(name, _NO_CUT)
-        twin = like_parameter(tensor, sliced(tensor, kept))
+        twin = like_parameter(tensor, cut_values(name, tensor, cut))
         if tensor.grad is not None:
             twin.grad = sliced(tensor.grad, kept)
         _copy_hooks(tensor, twin)
@@ -73,9 +83,9 @@ def cut_copy(model: nn.Module, cut: Cut) -> nn.Module:
 def cut_in_place(model: nn.Module, cut: Cut) -> None:
     """Cut a model itself. The parameters stay the same objects; on any error nothing has changed."""
     tensors = named_tensors(model)
-    _check_unused(tensors[name] for name in cut.kept)
+    _check_unused(tensors[name] for name in cut.changed)
     # All that can fail for want of memory happens before the first change.
-    new = {name: sliced(tensors[name], kept) for name, kept in cut.kept.items()}
+    new = {name: cut_values(name, tensors[name], cut) for name in cut.changed}
     grads = {name: sliced(grad, kept) for name, kept in cut.kept.items() if (grad := tensors[name].grad) is not None}
     undo: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
     changed: list[AttributeChange] = []

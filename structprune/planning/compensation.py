@@ -1,0 +1,195 @@
+"""What removed channels gave goes into the biases and batch norms of the layers that read them.
+
+In a contraction that reads removed channels every output loses ``sum_c w_c x_c`` over them: its mean, and a part of its
+variance. The mean goes into the bias, or off the running mean of the batch norm that follows; the running variance
+shrinks by the share that is lost, so that the batch norm gives again what it gave. Both are known beforehand: from
+batches, or, without data, from the batch norms before, whose outputs in a trained network have the mean ``bias`` and
+the standard deviation ``weight`` in every channel. What activations make of such a Gaussian is averaged over its
+quantiles, the operators themselves computing it; channels are taken as independent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from structprune.errors import InputError, ModelError, StructPruneError
+from structprune.graph.record import Node, Record
+from structprune.graph.session import follow, has_values
+from structprune.graph.slices import Coupling, Ids, SliceSpace
+from structprune.inputs import Invocations, read_inputs
+from structprune.meta.forward import brief
+from structprune.meta.replica import named_tensors
+from structprune.plan.plan import Plan
+from structprune.planning.moments import BATCH_NORMS, QUANTILES, MomentReader, Moments
+from structprune.surgery.cut import Vector
+
+# A variance may come out as nothing, or more than it was, where channels depend on each other.
+_LEAST, _MOST = 0.01, 4.0
+# What may lie between a contraction and the bias that is added to it.
+_PASSING = frozenset(f"aten::{name}" for name in "view _unsafe_view reshape permute transpose t".split())
+_PARAMETER = "parameter::"
+_UNKNOWN = "without a batch norm before them the means are not known; a list of batches would tell"
+_NOWHERE = "with no bias, and no batch norm right after, there is nothing to add them to"
+
+
+def compensated(plan: Plan, model: nn.Module, examples: Invocations, batches: bool | Sequence[Any]) -> Plan:
+    """Add to a plan what makes up for the removed channels.
+
+    Args:
+        plan: The plan; its cut stays as it is.
+        model: The dense model with its values; it is not changed.
+        examples: Calls that it runs with.
+        batches: What to take the means from; ``True``: from the statistics of batch norms.
+
+    Raises:
+        ModelError: The model is on the meta device.
+        InputError: It does not run with a batch.
+    """
+    if not has_values(model):
+        raise ModelError("compensate needs the values of the weights, and the model is on the meta device.")
+    if isinstance(batches, bool):
+        seen = [_observe(model, examples, plan, 0)]
+        if any(isinstance(place, _Place) for place in seen[0].places.values()):
+            seen += [_observe(model, examples, plan, quantile) for quantile in range(1, QUANTILES)]
+    else:
+        seen = [_observe(model, read_inputs(batch), plan, None) for batch in batches]
+    places = seen[-1].places
+    shifts: dict[str, list[Vector]] = {}
+    scales: dict[str, list[Vector]] = {}
+    for node, place in places.items():
+        if isinstance(place, _Place):
+            mean, square, mean_left, square_left = np.mean([run.moments[node] for run in seen], axis=0)
+            shifts.setdefault(place.vector, []).append((mean - mean_left) * (-1 if place.is_mean else 1))
+            if place.variance:
+                scales.setdefault(place.variance, []).append(_share(square - mean**2, square_left - mean_left**2))
+    return replace(
+        plan,
+        shifts=_by_name(plan, shifts),
+        scales=_by_name(plan, scales),
+        notes=(*plan.notes, *_notes(list(places.values()))),
+    )
+
+
+def _share(before: Vector, after: Vector) -> Vector:
+    """The share of a variance that is left; 1 where there was none."""
+    left = np.divide(after, before, out=np.ones_like(before), where=before > 0)
+    return np.clip(left, _LEAST, _MOST)
+
+
+def _by_name(plan: Plan, found: Mapping[str, list[Vector]]) -> dict[str, tuple[float, ...]]:
+    """The entries that stay. A layer that is called more than once has one bias for all calls."""
+    means = {name: np.mean(vectors, axis=0) for name, vectors in found.items()}
+    kept = {name: plan.kept.get(name, {}).get(0) for name in means}
+    return {n: tuple((m if (k := kept[n]) is None else m[list(k)]).tolist()) for n, m in means.items()}
+
+
+def _notes(places: list[_Place | str]) -> Iterator[str]:
+    """How many contractions are made up for, and what stands in the way of the others."""
+    skipped = Counter(place for place in places if isinstance(place, str))
+    count = len(places)
+    yield f"compensate: made up for the removed channels' means in {count - skipped.total()} of {count} contractions"
+    yield from (f"compensate: {reason} ({number} contractions)" for reason, number in skipped.items())
+
+
+class _Place(NamedTuple):
+    """The vector that a mean is added to (or taken off, from a running mean), and the variance that shrinks."""
+
+    vector: str
+    is_mean: bool
+    variance: str
+
+
+class _Seen(NamedTuple):
+    """One run: moments by contraction, and where what is lost can go, or why nowhere."""
+
+    moments: dict[int, Moments]
+    places: dict[int, _Place | str]
+
+
+def _observe(model: nn.Module, calls: Invocations, plan: Plan, quantile: int | None) -> _Seen:
+    space = SliceSpace()
+    coupling = Coupling(space)
+    labels = {name: space.add_tensor(name, t.shape) for name, t in named_tensors(model).items()}
+    reader = MomentReader(space, coupling, plan, quantile)
+    try:
+        record = follow(model, calls, reader, labels)
+    except StructPruneError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"compensate: {type(model).__name__} does not run with {', '.join(map(str, calls))}: {brief(error)}"
+        ) from error
+    vectors = _Vectors(space, coupling.roots())
+    places: dict[int, _Place | str] = {}
+    for index in reader.moments:
+        if quantile is not None and not _behind_batch_norm(record, reader.activations[index]):
+            places[index] = _UNKNOWN
+        else:
+            places[index] = _place(record, index, reader.channels[index], vectors) or _NOWHERE
+    return _Seen(reader.moments, places)
+
+
+def _behind_batch_norm(record: Record, start: int) -> bool:
+    """Whether every way from the inputs to a node leads through a batch norm."""
+    pending, seen = [start], set()
+    while pending:
+        node = record.nodes[pending.pop()]
+        if node.index in seen or node.parametric or node.op in BATCH_NORMS:
+            continue
+        seen.add(node.index)
+        if node.is_leaf:
+            return False
+        pending.extend(node.parents)
+    return True
+
+
+def _place(record: Record, index: int, channels: Ids, vectors: _Vectors) -> _Place | None:
+    """The bias of a contraction, or what is added or taken off next; and the batch norm after, if one follows."""
+    node = record.nodes[index]
+    vector = vectors.added(record, node, channels)
+    while True:
+        readers = [n for n in record.nodes[node.index + 1 :] if node.index in n.parents]
+        if len(readers) != 1:
+            break
+        (node,) = readers
+        if node.op in BATCH_NORMS:
+            mean, variance = vectors.statistics(record, node, channels)
+            return _Place(vector or mean, not vector, variance) if vector or mean else None
+        if node.op == "aten::add" and not vector:
+            vector = vectors.added(record, node, channels)
+            if not vector:
+                break
+        elif node.op not in _PASSING:
+            break
+    return _Place(vector, False, "") if vector else None
+
+
+class _Vectors:
+    """The parameters and buffers of one dimension that lie along channels."""
+
+    def __init__(self, space: SliceSpace, roots: Ids) -> None:
+        self._axes = {name: axes[0].ids for name, axes in space.by_tensor.items() if len(axes) == 1}
+        self._roots = roots
+
+    def added(self, record: Record, node: Node, channels: Ids) -> str:
+        """The bias that an operator adds along these channels."""
+        return next((name for name in _read(record, node) if self._along(name, channels)), "")
+
+    def statistics(self, record: Record, node: Node, channels: Ids) -> tuple[str, str]:
+        """The running mean and variance of a batch norm: the last two that it reads."""
+        mean, variance = _read(record, node)[-2:]
+        return (mean, variance) if self._along(mean, channels) and self._along(variance, channels) else ("", "")
+
+    def _along(self, name: str, channels: Ids) -> bool:
+        ids = self._axes.get(name)
+        return ids is not None and np.array_equal(self._roots[ids], self._roots[channels])
+
+
+def _read(record: Record, node: Node) -> list[str]:
+    return [record.nodes[source].op.removeprefix(_PARAMETER) for source, _ in node.sources]

@@ -1,0 +1,109 @@
+"""Means and mean squares of what contractions give, with and without the removed channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils._pytree import tree_map_only
+
+from structprune.graph.operators import Operator
+from structprune.graph.record import Node, Operand
+from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
+from structprune.meta.signature import tensors_of
+from structprune.plan.plan import Plan
+from structprune.plan.planned import Planned
+
+BATCH_NORMS = frozenset(
+    f"aten::{name}"
+    for name in "native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm _batch_norm_no_update".split()
+)
+# A channel's distribution is as many quantiles, one in each run.
+QUANTILES = 16
+Moments = npt.NDArray[np.float64]
+
+
+class MomentReader(Planned):
+    """Runs the dense network and measures its contractions that read removed channels.
+
+    Attributes:
+        moments: By node, for every output channel (columns): mean and mean square, then both without the
+            removed channels.
+        channels: The labels of those output channels.
+        activations: The node that made what the contraction reads.
+    """
+
+    def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan, quantile: int | None) -> None:
+        super().__init__(space, coupling, plan, _run)
+        self.moments: dict[int, Moments] = {}
+        self.channels: dict[int, Ids] = {}
+        self.activations: dict[int, int] = {}
+        self._quantile = quantile
+        self._call: tuple[Operator, Sequence[Any], dict[str, Any]]
+
+    def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run the operator; a batch norm gives a quantile of what it gives in a trained network."""
+        out = super().run(node, op, args, kwargs)
+        self._call = op, args, kwargs
+        if self._quantile is not None and op.name in BATCH_NORMS:
+            _fill(out, {**dict(zip(op.parameters, args, strict=False)), **kwargs}, node.index, self._quantile)
+        return out
+
+    def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
+        """Measure what comes out, if weights read any removed channels."""
+        op, args, kwargs = self._call
+        read = [o for o in node.operands if not self._is_weight(node, o.position)]
+        if not (node.contracts and node.produced and read) or op.in_place:
+            return labels
+        gone = self.gone(read[0].ids)
+        _, _, produced = node.produced[0]
+        along = [dim for dim, ids in enumerate(labels[0]) if ids is not None and np.array_equal(ids, produced)]
+        if gone.any() and along:
+            args, kwargs = _zeroed(args, kwargs, read[0], gone)
+            both = (out, op.func(*args, **kwargs))
+            self.moments[node.index] = np.array([m for t in both for m in _moments(t, along[0])])
+            self.channels[node.index] = produced
+            self.activations[node.index] = node.sources[read[0].position][0]
+        return labels
+
+    def _is_weight(self, node: Node, position: int) -> bool:
+        return self.record.nodes[node.sources[position][0]].parametric
+
+
+def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    return op.func(*args, **kwargs)
+
+
+def _moments(tensor: torch.Tensor, along: int) -> tuple[Moments, Moments]:
+    """Mean and mean square over all dimensions but one."""
+    rows = tensor.detach().double().movedim(along, 0).flatten(1) if tensor.ndim > 1 else tensor.double()[:, None]
+    return rows.mean(1).cpu().numpy(), rows.square().mean(1).cpu().numpy()
+
+
+def _zeroed(args: Sequence[Any], kwargs: dict[str, Any], operand: Operand, gone: Mask) -> Any:
+    """The arguments with the removed channels of one operand zeroed."""
+    original = [t for a in (*args, *kwargs.values()) for t in tensors_of(a)][operand.position]
+    index = torch.from_numpy(gone.nonzero()[0]).to(original.device)
+    zeroed = original.index_fill(operand.dim, index, 0.0)
+    return tree_map_only(torch.Tensor, lambda t: zeroed if t is original else t, (list(args), kwargs))
+
+
+def _fill(out: Any, arguments: dict[str, Any], seed: int, quantile: int) -> None:
+    """Write ``bias + weight * z`` into a batch norm's output, ``z`` one of the quantiles of a standard normal.
+
+    The same at every position, another one in every channel: neighbouring positions are nearly alike in
+    images, so that pooling and padding see what they would see.
+    """
+    result = out[0] if isinstance(out, (tuple, list)) else out
+    channels = result.shape[1]
+    points = torch.special.ndtri((torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES)
+    points = points / points.square().mean().sqrt()
+    order = torch.rand(channels, QUANTILES, generator=torch.Generator().manual_seed(seed)).argsort(1)
+    values = points[order[:, quantile]].to(result)
+    weight, bias = arguments.get("weight"), arguments.get("bias")
+    values = values if weight is None else values * weight
+    values = values if bias is None else values + bias
+    result.copy_(values.view(1, channels, *(1,) * (result.ndim - 2)).expand_as(result))
