@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from typing_extensions import Unpack
 
@@ -28,6 +29,7 @@ def prune_model(
     *,
     example_inputs: Any = None,
     inplace: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
     **options: Unpack[PruningOptions],
 ) -> nn.Module:
     """Remove the weakest channels of a model for good, by weight magnitude, without data.
@@ -42,6 +44,8 @@ def prune_model(
             arguments, a list of such calls, or a callable ``model -> output``. Only shapes and
             integers matter. Inferred if it is not given.
         inplace: Cut ``model`` itself; its parameters stay the same objects.
+        optimizer: With ``inplace``: the optimizer that trains the model; its state (momentum, moments) is cut
+            along, so that training goes on.
         **options: See ``PruningOptions``.
 
     Returns:
@@ -57,7 +61,7 @@ def prune_model(
         2048
     """
     plan = plan_pruning(model, ratio, granularity, example_inputs=example_inputs, **options)
-    return plan.apply(model, inplace=inplace)
+    return plan.apply(model, inplace=inplace, optimizer=optimizer)
 
 
 def plan_pruning(

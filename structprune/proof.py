@@ -19,11 +19,12 @@ from structprune.graph.session import Session, follow
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocations
 from structprune.meta.replica import duplicate, named_tensors
-from structprune.plan.plan import Plan, plan_of
+from structprune.plan.plan import Plan, carried_plan, plan_of
 from structprune.plan.planned import Planned, kept_along
 from structprune.resolve.masking import MaskedRun, UnprovableError, in_double
 from structprune.resolve.replay import DivergenceError, Replay
-from structprune.surgery.slicing import cut_values, sliced
+from structprune.surgery.selection import sliced
+from structprune.surgery.slicing import cut_values
 
 TOLERANCE = 1e-9
 LEAST_POWER = 1e-3
@@ -86,6 +87,9 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
         InputError: The inputs could not be inferred, or do not run.
     """
     plan = plan_of(pruned)
+    first = carried_plan(dense)
+    if first is not None and not plan.fits(dense):
+        plan = plan.after(first)
     _check_pair(plan, dense, pruned)
     check_model(dense)
     session = Session(dense, example_inputs)

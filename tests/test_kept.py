@@ -230,13 +230,13 @@ def test_no_second_copy_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_tensors_are_cut_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    from structprune.surgery import slicing
+    from structprune.surgery import selection
 
     tensor = torch.randn(40, 30, 3)
     kept = {0: np.arange(1, 40, 2), 1: np.arange(0, 30, 3)}
-    whole = slicing.sliced(tensor, kept)
-    monkeypatch.setattr(slicing, "_STRETCH", 500)
-    assert torch.equal(slicing.sliced(tensor, kept), whole)
+    whole = selection.sliced(tensor, kept)
+    monkeypatch.setattr(selection, "_STRETCH", 500)
+    assert torch.equal(selection.sliced(tensor, kept), whole)
     assert torch.equal(whole, tensor[1::2, ::3])
 
 

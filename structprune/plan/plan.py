@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from structprune.errors import PlanError
+from structprune.errors import OptionError, PlanError
 from structprune.graph.checks import check_model
 from structprune.meta.replica import named_tensors
+from structprune.plan.composition import Cuts, composed, remainder
+from structprune.plan.reading import read_attribute, read_kept, read_pair, read_size, read_vectors
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
 from structprune.surgery.attributes import read_held
 from structprune.surgery.cut import AttributeChange, Cut, Vector
@@ -67,29 +67,78 @@ class Plan:
         kept = {n: {d: np.array(i, dtype=np.int64) for d, i in dims.items()} for n, dims in self.kept.items()}
         return Cut(kept, self.attributes, _arrays(self.shifts), _arrays(self.scales))
 
-    def apply(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    def apply(
+        self, model: nn.Module, *, inplace: bool = False, optimizer: torch.optim.Optimizer | None = None
+    ) -> nn.Module:
         """Cut a model as planned.
 
         Args:
             model: A model with the parameter names and shapes that the plan was made for.
             inplace: Cut the model itself; its parameters stay the same objects.
+            optimizer: With ``inplace``: the optimizer that trains the model, whose state is cut along.
 
         Returns:
-            The pruned model: a copy, or ``model`` itself with ``inplace``.
+            The pruned model: a copy, or ``model`` itself with ``inplace``. It carries the plan, after what it
+            carried before: see ``plan_of``.
 
         Raises:
             PlanError: The plan does not fit, or was applied to this model already; nothing changed.
+            OptionError: The optimizer is not one of this model, or the model is not cut in place.
+            ModelError: The optimizer holds a state that cannot be cut.
         """
         check_model(model)
         self._check_fits(model)
+        if optimizer is not None and not inplace:
+            raise OptionError("optimizer goes with inplace=True: a pruned copy has parameters of its own.")
+        # Before the cut: what is carried may be from another release.
+        carried = self.to_json() if (before := carried_plan(model)) is None else before.then(self).to_json()
         if inplace:
-            cut_in_place(model, self.cut)
+            cut_in_place(model, self.cut, optimizer)
             pruned = model
         else:
             pruned = cut_copy(model, self.cut)
         if self.kept:
-            setattr(pruned, CARRIED, self.to_json())
+            setattr(pruned, CARRIED, carried)
         return pruned
+
+    def then(self, second: Plan) -> Plan:
+        """One plan for this cut and another one after it.
+
+        Raises:
+            PlanError: The second plan is not for a model that this one was applied to.
+        """
+        # A buffer that neither cuts may have been filled anew, in another shape.
+        cut = self.kept.keys() | second.kept.keys()
+        left = {name: _left(self, name) if name in cut else second.shapes.get(name, ()) for name in self.shapes}
+        if left != dict(second.shapes):
+            raise PlanError(f"The second plan does not follow this one: {_difference(second.shapes, left)}")
+        steps = [*self.settings.get("steps", [self.settings]), *second.settings.get("steps", [second.settings])]
+        groups = {group.name: group for group in second.groups}
+        return replace(
+            self,
+            settings={**second.settings, "steps": steps},
+            groups=tuple(group.then(groups.get(group.name)) for group in self.groups),
+            notes=tuple(dict.fromkeys((*self.notes, *second.notes))),
+            params=(self.params[0], second.params[1]),
+            macs=(self.macs[0], second.macs[1]),
+            **composed(self._cuts, second._cuts)._asdict(),
+        )
+
+    def after(self, first: Plan) -> Plan:
+        """What this plan does beyond its first part: the second one of ``first.then(second)``.
+
+        Raises:
+            PlanError: The plan does not begin with that part.
+        """
+        if dict(first.shapes) != dict(self.shapes):
+            raise PlanError(f"The plan does not begin with that one: {_difference(self.shapes, first.shapes)}")
+        cuts = remainder(self._cuts, first._cuts)
+        shapes = {name: _left(first, name) for name in self.shapes}
+        return replace(self, shapes=shapes, params=(first.params[1], self.params[1]), **cuts._asdict())
+
+    @property
+    def _cuts(self) -> Cuts:
+        return Cuts(self.kept, self.attributes, self.shifts, self.scales)
 
     def sensitivity(self) -> Sensitivity:
         """What each group costs, and what the plan saves and gives up there."""
@@ -139,22 +188,23 @@ class Plan:
             return cls(
                 model=str(document["model"]),
                 settings=dict(document["settings"]),
-                shapes={n: tuple(map(_size, s)) for n, s in document["shapes"].items()},
-                kept=_read_kept(document),
-                attributes=tuple(_read_attribute(a) for a in document["attributes"]),
+                shapes={n: tuple(map(read_size, s)) for n, s in document["shapes"].items()},
+                kept=read_kept(document),
+                attributes=tuple(read_attribute(a) for a in document["attributes"]),
                 groups=tuple(GroupPlan(**{**g, "producers": tuple(g["producers"])}) for g in document["groups"]),
                 notes=tuple(map(str, document["notes"])),
-                params=_pair(document["params"]),
-                macs=_pair(document["macs"]),
-                shifts=_read_vectors(document, "shifts"),
-                scales=_read_vectors(document, "scales"),
+                params=read_pair(document["params"]),
+                macs=read_pair(document["macs"]),
+                shifts=read_vectors(document, "shifts"),
+                scales=read_vectors(document, "scales"),
             )
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"This text cannot be read as a plan: {type(error).__name__}: {error}") from error
 
     def __str__(self) -> str:
-        ratio = self.settings.get("ratio")
-        head = f"Plan for {self.model}: ratio {ratio}, granularity {self.settings.get('granularity')!r}"
+        steps = self.settings.get("steps", [self.settings])
+        asked = [f"ratio {s.get('ratio')}, granularity {s.get('granularity')!r}" for s in steps]
+        head = f"Plan for {self.model}: {', then '.join(asked)}"
         sizes = (
             f"  parameters {self.params[0]:,} -> {self.params[1]:,} ({_percent(self.params)}), "
             f"MACs {self.macs[0]:,} -> {self.macs[1]:,} ({_percent(self.macs)})"
@@ -189,7 +239,7 @@ class Plan:
         carried = getattr(model, CARRIED, None)
         if not self.fits(model):
             shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
-            if carried is not None and carried == self.to_json():
+            if carried is not None and dict(Plan.from_json(carried).shapes) == dict(self.shapes):
                 raise PlanError("This plan was applied to this model already: make a new plan to prune it further.")
             raise PlanError(f"The plan does not fit this {type(model).__name__}: {_difference(self.shapes, shapes)}")
         for change in self.attributes:
@@ -202,16 +252,28 @@ class Plan:
                 raise PlanError(f"The plan does not fit: {where} is {held!r}, the plan expects {change.old!r}.")
 
 
+def carried_plan(model: nn.Module) -> Plan | None:
+    """The plan that a model carries, if it was pruned."""
+    text = getattr(model, CARRIED, None)
+    return None if text is None else Plan.from_json(text)
+
+
 def plan_of(pruned: nn.Module) -> Plan:
-    """The plan that a pruned model carries: the last one that was applied to it.
+    """The plan that a pruned model carries: from the dense model to what it is, in as many steps as it took.
 
     Raises:
         PlanError: The model was not pruned by structprune.
     """
-    text = getattr(pruned, CARRIED, None)
-    if text is None:
+    plan = carried_plan(pruned)
+    if plan is None:
         raise PlanError(f"This {type(pruned).__name__} carries no plan: it was not pruned by structprune.")
-    return Plan.from_json(text)
+    return plan
+
+
+def _left(plan: Plan, name: str) -> tuple[int, ...]:
+    """The shape of a tensor after a plan."""
+    kept = plan.kept.get(name, {})
+    return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(plan.shapes[name]))
 
 
 def _difference(expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]) -> str:
@@ -228,56 +290,5 @@ def _percent(pair: tuple[int, int]) -> str:
     return f"{100 * (pair[1] - pair[0]) / pair[0]:+.1f} %" if pair[0] else "n/a"
 
 
-def _read_kept(document: Mapping[str, Any]) -> dict[str, dict[int, tuple[int, ...]]]:
-    sets = [tuple(map(_size, s)) for s in document["index_sets"]]
-    shapes = document["shapes"]
-    kept: dict[str, dict[int, tuple[int, ...]]] = {}
-    for name, dims in document["kept"].items():
-        for dim, which in dims.items():
-            indices, size = sets[_size(which)], shapes[name][_size(int(dim))]
-            if not indices or indices[-1] >= size or any(a >= b for a, b in pairwise(indices)):
-                raise PlanError(
-                    f"The plan's indices for {name} (dim {dim}, size {size}) are not ascending or too large."
-                )
-            kept.setdefault(name, {})[int(dim)] = indices
-    return kept
-
-
 def _arrays(vectors: Mapping[str, tuple[float, ...]]) -> dict[str, Vector]:
     return {name: np.array(values) for name, values in vectors.items()}
-
-
-def _read_vectors(document: Mapping[str, Any], key: str) -> dict[str, tuple[float, ...]]:
-    """Plans of releases before this one have none."""
-    vectors: dict[str, tuple[float, ...]] = {}
-    for name, values in document.get(key, {}).items():
-        (width,) = document["shapes"][name]
-        which = document["kept"].get(name, {}).get("0")
-        left = width if which is None else len(document["index_sets"][which])
-        vectors[name] = tuple(map(float, values))
-        if len(values) != left or not all(map(math.isfinite, vectors[name])):
-            raise PlanError(f"The plan's {key} of {name} have {len(values)} entries, not a number for each of {left}.")
-    return vectors
-
-
-def _read_attribute(entry: Mapping[str, Any]) -> AttributeChange:
-    """Sizes are ints or tuples of ints; JSON has lists for the latter."""
-
-    def value(raw: Any) -> Any:
-        return tuple(map(_size, raw)) if isinstance(raw, list) else _size(raw)
-
-    name = str(entry["name"])
-    if not all(step.isidentifier() and not step.startswith("_") for step in name.split(".")):
-        raise PlanError(f"The plan changes the attribute {name!r}, which is no size that a module could hold.")
-    return AttributeChange(str(entry["module"]), name, value(entry["old"]), value(entry["new"]))
-
-
-def _size(raw: Any) -> int:
-    if isinstance(raw, bool) or not isinstance(raw, int) or raw < 0:
-        raise ValueError(f"{raw!r} is no size or index")
-    return raw
-
-
-def _pair(raw: Sequence[Any]) -> tuple[int, int]:
-    before, after = map(_size, raw)
-    return before, after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +28,13 @@ class GroupPlan:
     params: int = 0
     macs: int = 0
     score_removed: float = 0.0
+
+    def then(self, second: GroupPlan | None) -> GroupPlan:
+        """The group after another cut, if it was there."""
+        if second is None or not second.removed:
+            return self
+        lost = 1 - (1 - self.score_removed) * (1 - second.score_removed)
+        return replace(self, removed=self.removed + second.removed, reason="", score_removed=lost)
 
     @property
     def params_saved(self) -> int:

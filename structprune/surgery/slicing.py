@@ -13,23 +13,10 @@ from structprune.graph.slices import Ids
 from structprune.meta.replica import duplicate, is_kept_by_device, like_parameter, named_tensors, walk
 from structprune.surgery.attributes import read_held, write_held
 from structprune.surgery.cut import AttributeChange, Cut
+from structprune.surgery.optimizer_state import cut_states
+from structprune.surgery.selection import sliced
 
 _NO_CUT: Mapping[int, Ids] = {}
-# Elements that are selected at a time.
-_STRETCH = 1 << 22
-
-
-def sliced(tensor: torch.Tensor, kept: Mapping[int, Ids]) -> torch.Tensor:
-    """A copy of the kept slices: same values, dtype, device and memory format, never a view."""
-    out = tensor.detach()
-    if not kept:
-        return out.clone()
-    out = _selected(out, kept)
-    for memory_format in (torch.channels_last, torch.channels_last_3d):
-        rank = 4 if memory_format is torch.channels_last else 5
-        if tensor.ndim == rank and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=memory_format):
-            return out.contiguous(memory_format=memory_format)
-    return out
 
 
 def cut_values(name: str, tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
@@ -40,28 +27,6 @@ def cut_values(name: str, tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
     if name in cut.shifts:
         values.add_(torch.from_numpy(cut.shifts[name]).to(values))
     return values
-
-
-def _selected(tensor: torch.Tensor, kept: Mapping[int, Ids]) -> torch.Tensor:
-    """Select along every dimension, a large tensor in stretches: no half-cut copy of it is ever whole."""
-    (first, indices), *rest = kept.items()
-    rows = torch.from_numpy(indices).to(tensor.device)
-
-    def select(which: torch.Tensor) -> torch.Tensor:
-        out = tensor.index_select(first, which)
-        for dim, others in rest:
-            out = out.index_select(dim, torch.from_numpy(others).to(out.device))
-        return out
-
-    if not rest or tensor.numel() <= _STRETCH or tensor.is_meta:
-        return select(rows)
-    shape = [len(kept[d]) if d in kept else size for d, size in enumerate(tensor.shape)]
-    out = tensor.new_empty(shape)
-    step = max(1, _STRETCH * tensor.shape[first] // tensor.numel())
-    for start in range(0, len(rows), step):
-        part = select(rows[start : start + step])
-        out.narrow(first, start, part.shape[first]).copy_(part)
-    return out
 
 
 def cut_copy(model: nn.Module, cut: Cut) -> nn.Module:
@@ -80,9 +45,13 @@ def cut_copy(model: nn.Module, cut: Cut) -> nn.Module:
     return copied
 
 
-def cut_in_place(model: nn.Module, cut: Cut) -> None:
-    """Cut a model itself. The parameters stay the same objects; on any error nothing has changed."""
+def cut_in_place(model: nn.Module, cut: Cut, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Cut a model itself, and the state of its optimizer. The parameters stay the same objects.
+
+    On any error nothing has changed.
+    """
     tensors = named_tensors(model)
+    states = cut_states(optimizer, tensors, cut) if optimizer is not None else []
     _check_unused(tensors[name] for name in cut.changed)
     # All that can fail for want of memory happens before the first change.
     new = {name: cut_values(name, tensors[name], cut) for name in cut.changed}
@@ -102,6 +71,8 @@ def cut_in_place(model: nn.Module, cut: Cut) -> None:
             _replace(tensor, data, grad)
         set_attributes(model, [AttributeChange(c.module, c.name, c.new, c.old) for c in changed])
         raise
+    for state, key, value in states:
+        state[key] = value
     for _, module in walk(model):
         for table in vars(module).values():
             if is_kept_by_device(table):
