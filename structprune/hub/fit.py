@@ -23,7 +23,7 @@ from structprune.plan.plan import Plan, plan_of
 
 # Both networks run the same operators on the same numbers; a scale of another size shows by far more.
 _TOLERANCE, _TOLERANCE_OF_HALVES = 1e-5, 2e-2
-_MOST_TRIED = 4
+_MOST_TRIED = 8
 _INSTEAD = "structprune.save and structprune.load keep a pruned model of any sizes"
 
 
@@ -129,7 +129,8 @@ def _difference(pruned: Any, values: Values, calls: Invocations) -> str | None:
         other = sizes.held.get((path, name))
         # A cut changes no such number: one that differs is computed from a size, a scale most likely.
         if isinstance(held, float) and other is not None and other != held:
-            return f"its {path}.{name} is {other:.6g} where the pruned model has {held:.6g}"
+            where = f"{path}.{name}" if path else name
+            return f"its {where} is {other:.6g} where the pruned model has {held:.6g}"
     ours: Any = duplicate(pruned, _randomised, lambda tensor: tensor.detach().clone())
     expected = _outputs(ours, calls)
     assign(ours.config, values)

@@ -67,7 +67,7 @@ class Search:
             self._pins = pins
             self._steps = [s for s in steps if self._matters(s)]
             found = {frozenset(changes.items()): changes for changes in self._complete({})}
-            refined = [self._without_idle(self._refined(changes)) for changes in found.values()]
+            refined = [self._without_idle(each) for changes in found.values() for each in self._refined(changes)]
             if refined:
                 return sorted(refined, key=lambda c: (self._differing(c), len(c)))
         self._pins = {}
@@ -143,13 +143,19 @@ class Search:
                     yield from self._complete(each)
                 return
 
-    def _refined(self, changes: Values) -> Values:
-        """Further changes that keep the shapes and make modules hold more of the same numbers (of heads, say)."""
+    def _refined(self, changes: Values) -> Iterator[Values]:
+        """The changes, then with more that keep the shapes and let modules hold as many of the numbers wanted.
+
+        Not only those that let them hold more: a number of heads that nothing reads stays as it was
+        in the pruned model, while the width of a head that follows from it is read.
+        """
+        yield changes
         for field, value in self._steps:
             more = {**changes, field: value}
-            if field not in changes and self.gaps(more) == {} and self._differing(more) < self._differing(changes):
-                return self._refined(more)
-        return changes
+            if field not in changes and self.gaps(more) == {} and self.built(more) != self.built(changes):
+                if self._differing(more) <= self._differing(changes):
+                    yield from self._refined(more)
+                    return
 
     def _without_idle(self, changes: Values) -> Values:
         """The changes, and of the pinned sizes those without which another network is built."""
