@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -67,22 +68,20 @@ def fit_config(pruned: nn.Module, example_inputs: Any = None) -> list[ConfigChan
     if not is_config(getattr(pruned, "config", None)):
         raise ModelError(f"{type(pruned).__name__} has no config to fit (an object with to_dict). {_INSTEAD}.")
     search = Search(pruned, _ratios(plan))
-    if search.built({}) is None:
-        raise ModelError(f"{type(pruned).__name__} cannot be built as {type(pruned).__name__}(config). {_INSTEAD}.")
-    solutions = search.solutions()
-    if not solutions:
-        raise ModelError(_inexpressible(pruned, search, plan))
+    if search.gaps({}) is None:
+        name = type(pruned).__name__
+        raise ModelError(f"{name} cannot be built as {name}(config), or has other parameters then. {_INSTEAD}.")
     calls = [call.mapped(_random) for call in Session(pruned, example_inputs).examples]
-    reasons = []
-    for values in solutions[:_MOST_TRIED]:
+    refused = ""
+    for values in islice(search.solutions(), _MOST_TRIED):
         reason = _difference(pruned, values, calls)
         if reason is None:
             return _commit(pruned, values)
-        reasons.append(reason)
-    raise ModelError(
-        f"A {type(pruned).__name__} built from a config with {_listed(pruned, solutions[0])} has the pruned shapes, "
-        f"but {reasons[0]}. {_INSTEAD}."
-    )
+        refused = refused or (
+            f"A {type(pruned).__name__} built from a config with {_listed(pruned, values)} has the pruned shapes, but "
+            f"{reason}. {_INSTEAD}."
+        )
+    raise ModelError(refused or _inexpressible(pruned, search, plan))
 
 
 def _ratios(plan: Plan) -> list[tuple[int, int]]:

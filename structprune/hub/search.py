@@ -60,18 +60,20 @@ class Search:
         self._ratios = sorted(set(ratios))
         self._fractions = sorted({Fraction(new, old) for old, new in self._ratios})
 
-    def solutions(self) -> list[Values]:
-        """Changes that build exactly the wanted shapes; those first whose modules hold most of the same numbers."""
+    def solutions(self) -> Iterator[Values]:
+        """Changes that build exactly the wanted shapes; those first whose modules hold most of the same numbers.
+
+        Numbers alone come before fields that hold nothing, and before fields that the config lacks.
+        """
         scaled = list(self._scaled())
         for steps, pins in ((scaled, {}), ([*scaled, *self._filled_in()], {}), (scaled, self._pinned())):
             self._pins = pins
             self._steps = [s for s in steps if self._matters(s)]
-            found = {frozenset(changes.items()): changes for changes in self._complete({})}
-            refined = [self._without_idle(each) for changes in found.values() for each in self._refined(changes)]
-            if refined:
-                return sorted(refined, key=lambda c: (self._differing(c), len(c)))
-        self._pins = {}
-        return []
+            complete = {frozenset(changes.items()): changes for changes in self._complete({})}
+            refined = [self._without_idle(each) for changes in complete.values() for each in self._refined(changes)]
+            ranked = sorted(refined, key=lambda c: (self._differing(c), len(c)))
+            self._pins = {}
+            yield from ranked
 
     def built(self, changes: Values) -> Sizes | None:
         """The sizes of a network built with changes, or ``None`` if it cannot be built or has other tensors."""
@@ -111,14 +113,14 @@ class Search:
                 yield from ((field, new) for new in sorted({new for _, new in self._ratios}))
 
     def _pinned(self) -> Values:
-        """Sizes that modules hold under a name that the config lacks: some take them from the config if it has them."""
+        """Sizes that modules hold under a name that the config lacks: some models read it from there if it is set."""
         found: dict[str, set[float]] = {}
         for (_, name), value in self.wanted.held.items():
             found.setdefault(name, set()).add(value)
         return {
             (name,): value
             for name, (value, *others) in found.items()
-            if not others and isinstance(value, int) and value >= 2 and not hasattr(self.config, name)
+            if not others and isinstance(value, int) and value >= 2 and getattr(self.config, name, None) is None
         }
 
     def _matters(self, step: tuple[Field, Any]) -> bool:

@@ -80,6 +80,22 @@ FITS = [
         "vit", "filter", {},
         {"head_dim: None -> 16", "num_attention_heads: 4 -> 2", "intermediate_size: 128 -> 64"},
     ),
+    # One that it declares and leaves empty.
+    Fits(
+        "qwen2", "filter", {},
+        {
+            "head_dim: None -> 16", "intermediate_size: 128 -> 64", "num_attention_heads: 4 -> 2",
+            "num_key_value_heads: 2 -> 1",
+        },
+    ),
+    # A number of heads that no layer reads any more, but the width of a head follows from it.
+    Fits(
+        "blip", "channel", {"keep_representation": False},
+        {
+            "text_config.hidden_size: 64 -> 32", "text_config.intermediate_size: 128 -> 64",
+            "text_config.num_attention_heads: 4 -> 2", "vision_config.intermediate_size: 128 -> 64",
+        },
+    ),
     Fits(
         "convnext", "channel", {"keep_representation": False},
         {f"hidden_sizes[{i}]: {n} -> {n // 2}" for i, n in enumerate((32, 64, 96, 128))},
