@@ -12,8 +12,8 @@ import structprune
 
 PACKAGE = Path(structprune.__file__).parent
 NAMES = [
-    "Comparison", "ConfigChange", "DependencyGraph", "FlopCount", "Group", "InputError", "Latency", "LatencyOptions", "Measured",
-    "ModelError", "ModuleCost", "NothingToPruneError", "OptionError", "Plan", "PlanError", "Proof",
+    "Comparison", "ConfigChange", "DependencyGraph", "FlopCount", "Group", "InputError", "Latency", "LatencyOptions",
+    "Measured", "ModelError", "ModuleCost", "NothingToPruneError", "OptionError", "Plan", "PlanError", "Proof",
     "PruningOptions", "Stage", "StructPruneError", "TraceError", "UntracedParameterError", "compare",
     "count_flops", "demo", "fit_config", "measure_latency", "plan_of", "plan_pruning", "prove", "prune_model", "trace",
 ]  # fmt: skip

@@ -22,10 +22,10 @@ Model = Any
 EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
     """A group of this process alone."""
-    dist.init_process_group("gloo", f"file://{tmp_path_factory.mktemp('gloo') / 'meet'}", rank=0, world_size=1)
+    dist.init_process_group("gloo", f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
@@ -204,7 +204,7 @@ def test_what_the_error_says_to_do_works(case: Case) -> None:
     assert torch.equal(copy.deepcopy(small)(case.batch()), small(case.batch()))
 
 
-def test_a_copy_of_a_compiled_model_runs_itself(tmp_path: Path) -> None:
+def test_a_copy_of_a_compiled_model_runs_itself() -> None:
     """``Module.compile`` keeps a function that runs the module it was called on."""
     case = CASES["residual"]
     small = structprune.prune_model(compiled_inside(case.dense(), case.batch()), 0, example_inputs=case.batch(1))
