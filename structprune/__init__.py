@@ -13,6 +13,7 @@ from structprune.errors import (
     UntracedParameterError,
 )
 from structprune.graph.groups import DependencyGraph, Group
+from structprune.hub.fit import ConfigChange, fit_config
 from structprune.measure.comparison import Comparison, Measured, compare
 from structprune.measure.flops import FlopCount, ModuleCost, count_flops
 from structprune.measure.latency import Latency, measure_latency
@@ -25,6 +26,7 @@ from structprune.recalibration import recalibrate
 
 __all__ = [
     "Comparison",
+    "ConfigChange",
     "DependencyGraph",
     "FlopCount",
     "Group",
@@ -47,6 +49,7 @@ __all__ = [
     "compare",
     "count_flops",
     "demo",
+    "fit_config",
     "measure_latency",
     "plan_of",
     "plan_pruning",

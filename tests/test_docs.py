@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 import structprune
+from tests.support import vision
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_TOOLS = sorted((DOCS / "tools").glob("*.md"))
 _PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if page.exists()]
 
 
@@ -39,6 +41,25 @@ def _runnable(page: Path) -> list[tuple[str, str | None, int]]:
 
 @pytest.mark.parametrize("page", [p for p in _PAGES if _runnable(p)], ids=lambda p: p.name)
 def test_python_blocks_run_and_print_what_the_page_shows(page: Path) -> None:
+    run_blocks(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", _TOOLS, ids=lambda p: p.name)
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_on_tools(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries that warn, write files and start threads."""
+    import torch._inductor.config
+
+    monkeypatch.chdir(tmp_path)
+    vision.torchvision()
+    with torch._inductor.config.patch(compile_threads=1):
+        run_blocks(page)
+    assert _runnable(page)
+
+
+def run_blocks(page: Path) -> None:
+    """Run a page from top to bottom in one namespace."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for code, expected, line in _runnable(page):
         printed = io.StringIO()

@@ -12,14 +12,15 @@ import structprune
 
 PACKAGE = Path(structprune.__file__).parent
 NAMES = [
-    "Comparison", "DependencyGraph", "FlopCount", "Group", "InputError", "Latency", "LatencyOptions", "Measured",
-    "ModelError", "ModuleCost", "NothingToPruneError", "OptionError", "Plan", "PlanError", "Proof",
+    "Comparison", "ConfigChange", "DependencyGraph", "FlopCount", "Group", "InputError", "Latency", "LatencyOptions",
+    "Measured", "ModelError", "ModuleCost", "NothingToPruneError", "OptionError", "Plan", "PlanError", "Proof",
     "PruningOptions", "Stage", "StructPruneError", "TraceError", "UntracedParameterError", "compare",
-    "count_flops", "demo", "measure_latency", "plan_of", "plan_pruning", "prove", "prune_model", "recalibrate", "trace",
+    "count_flops", "demo", "fit_config", "measure_latency", "plan_of", "plan_pruning", "prove", "prune_model",
+    "recalibrate", "trace",
 ]  # fmt: skip
 
 # Every package may import those before it; the order of the data.
-LAYERS = "errors inputs meta measure graph surgery resolve plan planning proof recalibration api demo".split()
+LAYERS = "errors inputs meta measure graph surgery resolve plan planning proof recalibration hub api demo".split()
 
 
 def test_public_names() -> None:

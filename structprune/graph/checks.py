@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from structprune.errors import ModelError
 from structprune.meta.replica import named_tensors, walk
@@ -19,10 +21,11 @@ def check_model(model: Any) -> None:
         ModelError: With what is wrong, where, and what to do.
     """
     if not isinstance(model, nn.Module):
-        raise ModelError(f"Expected an nn.Module, got a {type(model).__name__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("A TorchScript module cannot be cut: prune the Python module it was made from.")
+        exported = isinstance(model, torch.export.ExportedProgram)
+        way_on = ": prune the module that it was exported from, then export." if exported else "."
+        raise ModelError(f"Expected an nn.Module, got a {type(model).__name__}{way_on}")
     for path, module in walk(model):
+        _check_unwrapped(path, module)
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
             raise ModelError(
                 f"{path or 'the model'} is a quantised {type(module).__name__}: prune first, then quantise."
@@ -35,9 +38,37 @@ def check_model(model: Any) -> None:
             raise ModelError(f"{name} is lazy: run the model once, so that its shapes are known, then prune it.")
         if tensor.is_quantized:
             raise ModelError(f"{name} is quantised: prune the model first, then quantise it.")
+        if is_traceable_wrapper_subclass(tensor):
+            raise ModelError(
+                f"{name} is a {type(tensor).__name__}, which stands for other tensors (quantised or distributed): "
+                "prune the model first, then quantise or distribute it."
+            )
         if tensor.layout != torch.strided:
             raise ModelError(f"{name} has the layout {tensor.layout}: only dense (strided) tensors can be cut.")
     _check_storage(tensors)
+
+
+def _check_unwrapped(path: str, module: nn.Module) -> None:
+    """A wrapper that holds the sizes of its parameters elsewhere cannot be cut with them."""
+    what, here = (path, f"model.{path}") if path else ("The model", "model")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{what} is a {type(module).__name__}. A TorchScript module cannot be cut: prune the Python module it was "
+            "made from, then script or trace that."
+        )
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ModelError(
+            f"{what} is wrapped in {type(module).__name__}, which remembers what it wrapped: prune {here}.module, wrap "
+            "the result, and make the optimizer anew."
+        )
+    # Nobody can have sharded a model by a module that was never imported, and importing it takes a while.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)):
+        how = "fully_shard" if isinstance(module, fsdp.FSDPModule) else "FullyShardedDataParallel"
+        raise ModelError(
+            f"{what} is sharded by {how}: a process holds a part of every weight. Prune the whole model first, in "
+            "every process alike, then shard it and make the optimizer."
+        )
 
 
 def _check_storage(tensors: dict[str, torch.Tensor]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -83,11 +85,24 @@ def module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
 
     handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
     try:
-        yield
+        with _no_word_of_hooks(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
         stack.clear()
+
+
+@contextmanager
+def _no_word_of_hooks(model: nn.Module) -> Iterator[None]:
+    """A compiled module warns of hooks on all modules: these are ours, and soon gone."""
+    compiling = sys.modules.get("torch._dynamo.eval_frame")
+    if compiling is None or not any(isinstance(module, compiling.OptimizedModule) for _, module in walk(model)):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)` when there are global hooks")
+        yield
 
 
 @contextmanager

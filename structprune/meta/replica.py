@@ -18,6 +18,8 @@ from structprune.errors import ModelError
 TensorMap = Callable[[str, torch.Tensor], torch.Tensor]
 # What ``copy.deepcopy`` returns as it is.
 _ATOMIC = frozenset((type(None), bool, int, float, complex, str, bytes, type, FunctionType, torch.dtype))
+# What ``Module.compile`` leaves in a module runs that very module, never a copy: ``deepcopy`` drops it too.
+_COMPILED = "_compiled_call_impl"
 # The methods by which a class says how it is copied.
 _COPYING = (
     "__deepcopy__ __reduce__ __reduce_ex__ __getstate__ __setstate__ __new__ __getnewargs__ __getnewargs_ex__"
@@ -95,9 +97,12 @@ def _copied_tree(model: nn.Module, modules: list[tuple[str, nn.Module]], memo: d
         if _is_plain(type(module)):
             shell = memo[id(module)] = object.__new__(type(module))
             shells.append((module, shell))
-    for module, shell in shells:
+    # Children first: a module with a way of its own may use the modules below it as soon as it is copied.
+    for module, shell in reversed(shells):
         held = shell.__dict__
         for name, value in vars(module).items():
+            if name == _COMPILED:
+                continue
             # Most of what a module holds are flags, numbers and empty tables of hooks.
             kind = type(value)
             if kind in _ATOMIC:

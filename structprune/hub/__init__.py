@@ -1,0 +1,1 @@
+"""Configs that build the pruned network: what a library that saves a model as config and weights needs."""
