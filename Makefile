@@ -34,6 +34,8 @@ zoo: $(VENV)/.test-installed
 bench: $(VENV)/.test-installed
 	$(BIN)/python -m tests.bench.planning --markdown build/bench/1-planning.md
 	$(BIN)/python -m tests.bench.comparison --markdown build/bench/2-comparison.md
+	$(BIN)/python -m tests.bench.budgets --markdown build/bench/3-budgets.md
+	$(BIN)/python -m tests.bench.compensation --markdown build/bench/4-compensation.md
 	cat build/bench/*.md > docs/benchmarks.md
 
 docs: $(VENV)/.test-installed

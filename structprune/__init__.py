@@ -21,6 +21,7 @@ from structprune.measure.profile import Stage
 from structprune.measure.runner import LatencyOptions
 from structprune.plan.options import PruningOptions
 from structprune.plan.plan import Plan, plan_of
+from structprune.plan.sensitivity import GroupPlan, Sensitivity
 from structprune.proof import Proof, prove
 from structprune.recalibration import recalibrate
 
@@ -30,6 +31,7 @@ __all__ = [
     "DependencyGraph",
     "FlopCount",
     "Group",
+    "GroupPlan",
     "InputError",
     "Latency",
     "LatencyOptions",
@@ -42,6 +44,7 @@ __all__ = [
     "PlanError",
     "Proof",
     "PruningOptions",
+    "Sensitivity",
     "Stage",
     "StructPruneError",
     "TraceError",

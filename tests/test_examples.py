@@ -46,6 +46,26 @@ def test_prune_your_own() -> None:
     assert "one training step" in done.stdout
 
 
+def test_latency_target() -> None:
+    done = _run(
+        "latency_target.py", "--image-size", "64", "--batch-size", "2", "--speedup", "1.2", "--min-seconds", "0.2"
+    )
+    if "cannot be reached" in done.stderr:  # a machine that is too busy to tell
+        assert "speedup=1.2 cannot be reached: with 99% of the channels removed" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    assert "ratio 0.5000: " in done.stderr and "speedup=1.2: met at ratio 0." in done.stdout
+    assert "seconds a forward" in done.stdout
+
+
+def test_iterative_pruning() -> None:
+    done = _run("iterative_pruning.py", "--steps", "2", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["dense", "cut 1", "cut 2", lines[3], "in steps", "at once"]
+    assert "in 2 steps" in lines[3]
+
+
 def test_every_example_is_run() -> None:
     here = Path(__file__).read_text()
     assert [p.name for p in (ROOT / "examples").glob("*.py") if f'"{p.name}"' not in here] == []

@@ -12,11 +12,11 @@ import structprune
 
 PACKAGE = Path(structprune.__file__).parent
 NAMES = [
-    "Comparison", "ConfigChange", "DependencyGraph", "FlopCount", "Group", "InputError", "Latency", "LatencyOptions",
-    "Measured", "ModelError", "ModuleCost", "NothingToPruneError", "OptionError", "Plan", "PlanError", "Proof",
-    "PruningOptions", "Stage", "StructPruneError", "TraceError", "UntracedParameterError", "compare",
-    "count_flops", "demo", "fit_config", "measure_latency", "plan_of", "plan_pruning", "prove", "prune_model",
-    "recalibrate", "trace",
+    "Comparison", "ConfigChange", "DependencyGraph", "FlopCount", "Group", "GroupPlan", "InputError", "Latency",
+    "LatencyOptions", "Measured", "ModelError", "ModuleCost", "NothingToPruneError", "OptionError", "Plan", "PlanError",
+    "Proof", "PruningOptions", "Sensitivity", "Stage", "StructPruneError", "TraceError", "UntracedParameterError",
+    "compare", "count_flops", "demo", "fit_config", "measure_latency", "plan_of", "plan_pruning", "prove",
+    "prune_model", "recalibrate", "trace",
 ]  # fmt: skip
 
 # Every package may import those before it; the order of the data.
