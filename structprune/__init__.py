@@ -2,7 +2,11 @@
 
 from structprune import demo
 from structprune.api import plan_pruning, prune_model, trace
+from structprune.checkpoint.loading import load
+from structprune.checkpoint.saving import save
+from structprune.checkpoint.shards import prune_checkpoint
 from structprune.errors import (
+    CheckpointError,
     InputError,
     ModelError,
     NothingToPruneError,
@@ -23,6 +27,7 @@ from structprune.plan.plan import Plan, plan_of
 from structprune.proof import Proof, prove
 
 __all__ = [
+    "CheckpointError",
     "Comparison",
     "DependencyGraph",
     "FlopCount",
@@ -46,11 +51,14 @@ __all__ = [
     "compare",
     "count_flops",
     "demo",
+    "load",
     "measure_latency",
     "plan_of",
     "plan_pruning",
     "prove",
+    "prune_checkpoint",
     "prune_model",
+    "save",
     "trace",
 ]
 

@@ -12,14 +12,18 @@ import structprune
 
 PACKAGE = Path(structprune.__file__).parent
 NAMES = [
-    "Comparison", "DependencyGraph", "FlopCount", "Group", "InputError", "Latency", "LatencyOptions", "Measured",
-    "ModelError", "ModuleCost", "NothingToPruneError", "OptionError", "Plan", "PlanError", "Proof",
-    "PruningOptions", "Stage", "StructPruneError", "TraceError", "UntracedParameterError", "compare",
-    "count_flops", "demo", "measure_latency", "plan_of", "plan_pruning", "prove", "prune_model", "trace",
+    "CheckpointError", "Comparison", "DependencyGraph", "FlopCount", "Group", "InputError", "Latency",
+    "LatencyOptions", "Measured", "ModelError", "ModuleCost", "NothingToPruneError", "OptionError", "Plan",
+    "PlanError", "Proof", "PruningOptions", "Stage", "StructPruneError", "TraceError", "UntracedParameterError",
+    "compare", "count_flops", "demo", "load", "measure_latency", "plan_of", "plan_pruning", "prove",
+    "prune_checkpoint", "prune_model", "save", "trace",
 ]  # fmt: skip
 
 # Every package may import those before it; the order of the data.
-LAYERS = ["errors", "inputs", "meta", "graph", "surgery", "resolve", "plan", "planning", "proof", "api", "demo"]
+LAYERS = [
+    "errors", "inputs", "meta", "graph", "surgery", "resolve", "plan", "planning", "checkpoint", "proof", "api",
+    "demo",
+]  # fmt: skip
 
 
 def test_public_names() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,11 @@ from torch import nn
 from structprune.errors import PlanError
 from structprune.graph.checks import check_model
 from structprune.meta.replica import named_tensors
-from structprune.surgery.attributes import read_held
+from structprune.plan import schema
+from structprune.surgery.attributes import holds_size, read_held
 from structprune.surgery.cut import AttributeChange, Cut
 from structprune.surgery.slicing import cut_copy, cut_in_place
 
-FORMAT = "structprune.plan"
-VERSION = 1
 # A pruned model carries its plan as text, so that a pickle of it does not need structprune.
 CARRIED = "_structprune_plan"
 
@@ -85,7 +82,7 @@ class Plan:
             PlanError: The plan does not fit, or was applied to this model already; nothing changed.
         """
         check_model(model)
-        self._check_fits(model)
+        self.check_fits(model)
         if inplace:
             cut_in_place(model, self.cut)
             pruned = model
@@ -103,8 +100,8 @@ class Plan:
             for name, dims in self.kept.items()
         }
         document = {
-            "format": FORMAT,
-            "version": VERSION,
+            "format": schema.FORMAT,
+            "version": schema.VERSION,
             "model": self.model,
             "settings": dict(self.settings),
             "params": self.params,
@@ -116,7 +113,7 @@ class Plan:
             "groups": [asdict(g) for g in self.groups],
             "notes": self.notes,
         }
-        return json.dumps(document)
+        return schema.sealed(document)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -126,26 +123,22 @@ class Plan:
             PlanError: The text is not such a plan, or of a version that this release cannot read.
         """
         try:
-            document = json.loads(text)
-            if not isinstance(document, dict) or document.get("format") != FORMAT:
-                raise PlanError(f"This JSON is no structprune plan: its format is not {FORMAT!r}.")
-            if document.get("version") != VERSION:
-                raise PlanError(
-                    f"The plan has version {document.get('version')!r}, this release of structprune reads version "
-                    f"{VERSION}: read it with the release that wrote it, or make the plan anew."
-                )
-            return cls(
+            document = schema.read_document(text)
+            shapes = schema.read_shapes(document)
+            plan = cls(
                 model=str(document["model"]),
                 settings=dict(document["settings"]),
-                shapes={n: tuple(map(_size, s)) for n, s in document["shapes"].items()},
-                kept=_read_kept(document),
-                attributes=tuple(_read_attribute(a) for a in document["attributes"]),
-                groups=tuple(GroupPlan(**{**g, "producers": tuple(g["producers"])}) for g in document["groups"]),
-                notes=tuple(map(str, document["notes"])),
-                params=_pair(document["params"]),
-                macs=_pair(document["macs"]),
+                shapes=shapes,
+                kept=schema.read_kept(document, shapes),
+                attributes=tuple(map(schema.read_attribute, document["attributes"])),
+                groups=tuple(GroupPlan(**schema.read_group(g)) for g in document["groups"]),
+                notes=schema.read_texts(document["notes"]),
+                params=schema.read_pair(document["params"]),
+                macs=schema.read_pair(document["macs"]),
             )
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            schema.check_seal(document)
+            return plan
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise PlanError(f"This text cannot be read as a plan: {type(error).__name__}: {error}") from error
 
     def __str__(self) -> str:
@@ -181,7 +174,12 @@ class Plan:
         shapes = {name: self.shapes[name] if name in free else tuple(t.shape) for name, t in tensors.items()}
         return shapes == dict(self.shapes)
 
-    def _check_fits(self, model: nn.Module) -> None:
+    def check_fits(self, model: nn.Module) -> None:
+        """Refuse a model that the plan was not made for.
+
+        Raises:
+            PlanError: With the first tensor or attribute that differs.
+        """
         carried = getattr(model, CARRIED, None)
         if not self.fits(model):
             shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
@@ -189,12 +187,15 @@ class Plan:
                 raise PlanError("This plan was applied to this model already: make a new plan to prune it further.")
             raise PlanError(f"The plan does not fit this {type(model).__name__}: {_difference(self.shapes, shapes)}")
         for change in self.attributes:
+            where = f"{change.module}.{change.name}" if change.module else change.name
             try:
-                held = read_held(model.get_submodule(change.module), change.name)
-            except AttributeError as error:
-                raise PlanError(f"The plan does not fit: {error}") from error
+                module = model.get_submodule(change.module)
+                held, is_size = read_held(module, change.name), holds_size(module, change.name)
+            except Exception as error:  # a property may raise anything
+                raise PlanError(f"The plan does not fit: {where} cannot be read: {error}") from error
+            if not is_size:
+                raise PlanError(f"The plan does not fit: {where} is no size that a module holds.")
             if (tuple(held) if isinstance(held, list) else held) != change.old:
-                where = f"{change.module}.{change.name}" if change.module else change.name
                 raise PlanError(f"The plan does not fit: {where} is {held!r}, the plan expects {change.old!r}.")
 
 
@@ -227,41 +228,3 @@ def _title(group: GroupPlan) -> str:
 
 def _percent(pair: tuple[int, int]) -> str:
     return f"{100 * (pair[1] - pair[0]) / pair[0]:+.1f} %" if pair[0] else "n/a"
-
-
-def _read_kept(document: Mapping[str, Any]) -> dict[str, dict[int, tuple[int, ...]]]:
-    sets = [tuple(map(_size, s)) for s in document["index_sets"]]
-    shapes = document["shapes"]
-    kept: dict[str, dict[int, tuple[int, ...]]] = {}
-    for name, dims in document["kept"].items():
-        for dim, which in dims.items():
-            indices, size = sets[_size(which)], shapes[name][_size(int(dim))]
-            if not indices or indices[-1] >= size or any(a >= b for a, b in pairwise(indices)):
-                raise PlanError(
-                    f"The plan's indices for {name} (dim {dim}, size {size}) are not ascending or too large."
-                )
-            kept.setdefault(name, {})[int(dim)] = indices
-    return kept
-
-
-def _read_attribute(entry: Mapping[str, Any]) -> AttributeChange:
-    """Sizes are ints or tuples of ints; JSON has lists for the latter."""
-
-    def value(raw: Any) -> Any:
-        return tuple(map(_size, raw)) if isinstance(raw, list) else _size(raw)
-
-    name = str(entry["name"])
-    if not all(step.isidentifier() and not step.startswith("_") for step in name.split(".")):
-        raise PlanError(f"The plan changes the attribute {name!r}, which is no size that a module could hold.")
-    return AttributeChange(str(entry["module"]), name, value(entry["old"]), value(entry["new"]))
-
-
-def _size(raw: Any) -> int:
-    if isinstance(raw, bool) or not isinstance(raw, int) or raw < 0:
-        raise ValueError(f"{raw!r} is no size or index")
-    return raw
-
-
-def _pair(raw: Sequence[Any]) -> tuple[int, int]:
-    before, after = map(_size, raw)
-    return before, after
