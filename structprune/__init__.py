@@ -2,7 +2,11 @@
 
 from structprune import demo
 from structprune.api import plan_pruning, prune_model, trace
+from structprune.checkpoint.loading import load
+from structprune.checkpoint.saving import save
+from structprune.checkpoint.shards import prune_checkpoint
 from structprune.errors import (
+    CheckpointError,
     InputError,
     ModelError,
     NothingToPruneError,
@@ -26,6 +30,7 @@ from structprune.proof import Proof, prove
 from structprune.recalibration import recalibrate
 
 __all__ = [
+    "CheckpointError",
     "Comparison",
     "ConfigChange",
     "DependencyGraph",
@@ -53,12 +58,15 @@ __all__ = [
     "count_flops",
     "demo",
     "fit_config",
+    "load",
     "measure_latency",
     "plan_of",
     "plan_pruning",
     "prove",
+    "prune_checkpoint",
     "prune_model",
     "recalibrate",
+    "save",
     "trace",
 ]
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CheckpointError",
     "InputError",
     "ModelError",
     "NothingToPruneError",
@@ -47,6 +48,10 @@ class NothingToPruneError(StructPruneError):
 
 class PlanError(StructPruneError):
     """A plan does not fit the model, was applied already, or its JSON cannot be read."""
+
+
+class CheckpointError(StructPruneError):
+    """A file of weights cannot be read or written, or does not fit the model; nothing was changed."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -66,6 +66,12 @@ def test_iterative_pruning() -> None:
     assert "in 2 steps" in lines[3]
 
 
+def test_prune_sharded_checkpoint() -> None:
+    done = _run("prune_sharded_checkpoint.py")
+    assert done.returncode == 0, done.stderr
+    assert "dense:  0.8 MB in 3 shards" in done.stdout and "loaded: outputs [1, 10]" in done.stdout
+
+
 def test_every_example_is_run() -> None:
     here = Path(__file__).read_text()
     assert [p.name for p in (ROOT / "examples").glob("*.py") if f'"{p.name}"' not in here] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,15 +13,13 @@ from torch import nn
 from structprune.errors import OptionError, PlanError
 from structprune.graph.checks import check_model
 from structprune.meta.replica import named_tensors
+from structprune.plan import schema
 from structprune.plan.composition import Cuts, composed, remainder
-from structprune.plan.reading import read_attribute, read_kept, read_pair, read_size, read_vectors
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
-from structprune.surgery.attributes import read_held
+from structprune.surgery.attributes import holds_size, read_held
 from structprune.surgery.cut import AttributeChange, Cut, Vector
 from structprune.surgery.slicing import cut_copy, cut_in_place
 
-FORMAT = "structprune.plan"
-VERSION = 1
 # A pruned model carries its plan as text, so that a pickle of it does not need structprune.
 CARRIED = "_structprune_plan"
 
@@ -87,7 +84,7 @@ class Plan:
             ModelError: The optimizer holds a state that cannot be cut.
         """
         check_model(model)
-        self._check_fits(model)
+        self.check_fits(model)
         if optimizer is not None and not inplace:
             raise OptionError("optimizer goes with inplace=True: a pruned copy has parameters of its own.")
         # Before the cut: what is carried may be from another release.
@@ -152,8 +149,8 @@ class Plan:
             for name, dims in self.kept.items()
         }
         document = {
-            "format": FORMAT,
-            "version": VERSION,
+            "format": schema.FORMAT,
+            "version": schema.VERSION,
             "model": self.model,
             "settings": dict(self.settings),
             "params": self.params,
@@ -167,7 +164,7 @@ class Plan:
             "shifts": {name: list(shift) for name, shift in self.shifts.items()},
             "scales": {name: list(scale) for name, scale in self.scales.items()},
         }
-        return json.dumps(document)
+        return schema.sealed(document)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -177,28 +174,24 @@ class Plan:
             PlanError: The text is not such a plan, or of a version that this release cannot read.
         """
         try:
-            document = json.loads(text)
-            if not isinstance(document, dict) or document.get("format") != FORMAT:
-                raise PlanError(f"This JSON is no structprune plan: its format is not {FORMAT!r}.")
-            if document.get("version") != VERSION:
-                raise PlanError(
-                    f"The plan has version {document.get('version')!r}, this release of structprune reads version "
-                    f"{VERSION}: read it with the release that wrote it, or make the plan anew."
-                )
-            return cls(
+            document = schema.read_document(text)
+            shapes = schema.read_shapes(document)
+            plan = cls(
                 model=str(document["model"]),
                 settings=dict(document["settings"]),
-                shapes={n: tuple(map(read_size, s)) for n, s in document["shapes"].items()},
-                kept=read_kept(document),
-                attributes=tuple(read_attribute(a) for a in document["attributes"]),
-                groups=tuple(GroupPlan(**{**g, "producers": tuple(g["producers"])}) for g in document["groups"]),
-                notes=tuple(map(str, document["notes"])),
-                params=read_pair(document["params"]),
-                macs=read_pair(document["macs"]),
-                shifts=read_vectors(document, "shifts"),
-                scales=read_vectors(document, "scales"),
+                shapes=shapes,
+                kept=schema.read_kept(document, shapes),
+                attributes=tuple(map(schema.read_attribute, document["attributes"])),
+                groups=tuple(GroupPlan(**schema.read_group(g)) for g in document["groups"]),
+                notes=schema.read_texts(document["notes"]),
+                params=schema.read_pair(document["params"]),
+                macs=schema.read_pair(document["macs"]),
+                shifts=schema.read_vectors(document, "shifts", shapes),
+                scales=schema.read_vectors(document, "scales", shapes),
             )
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            schema.check_seal(document)
+            return plan
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise PlanError(f"This text cannot be read as a plan: {type(error).__name__}: {error}") from error
 
     def __str__(self) -> str:
@@ -235,7 +228,12 @@ class Plan:
         shapes = {name: self.shapes[name] if name in free else tuple(t.shape) for name, t in tensors.items()}
         return shapes == dict(self.shapes)
 
-    def _check_fits(self, model: nn.Module) -> None:
+    def check_fits(self, model: nn.Module) -> None:
+        """Refuse a model that the plan was not made for.
+
+        Raises:
+            PlanError: With the first tensor or attribute that differs.
+        """
         carried = getattr(model, CARRIED, None)
         if not self.fits(model):
             shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
@@ -243,12 +241,15 @@ class Plan:
                 raise PlanError("This plan was applied to this model already: make a new plan to prune it further.")
             raise PlanError(f"The plan does not fit this {type(model).__name__}: {_difference(self.shapes, shapes)}")
         for change in self.attributes:
+            where = f"{change.module}.{change.name}" if change.module else change.name
             try:
-                held = read_held(model.get_submodule(change.module), change.name)
-            except AttributeError as error:
-                raise PlanError(f"The plan does not fit: {error}") from error
+                module = model.get_submodule(change.module)
+                held, is_size = read_held(module, change.name), holds_size(module, change.name)
+            except Exception as error:  # a property may raise anything
+                raise PlanError(f"The plan does not fit: {where} cannot be read: {error}") from error
+            if not is_size:
+                raise PlanError(f"The plan does not fit: {where} is no size that a module holds.")
             if (tuple(held) if isinstance(held, list) else held) != change.old:
-                where = f"{change.module}.{change.name}" if change.module else change.name
                 raise PlanError(f"The plan does not fit: {where} is {held!r}, the plan expects {change.old!r}.")
 
 

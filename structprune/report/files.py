@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from structprune import StructPruneError, demo
@@ -218,10 +219,6 @@ def _state_of(value: Any, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise FileError(f"{path}: reading it needs safetensors: pip install safetensors") from error
     try:
         state: dict[str, torch.Tensor] = load_file(path)
     except Exception as error:

@@ -202,7 +202,7 @@ def replace_size(model: nn.Module, size: HeldSize, value: int) -> None:
     write_held(module, size.name, new)
 
 
-def read_held(module: nn.Module, name: str) -> Any:
+def read_held(module: Any, name: str) -> Any:
     """The value of an attribute, or of one of an object or dict that the module holds.
 
     Raises:
@@ -215,6 +215,20 @@ def read_held(module: nn.Module, name: str) -> Any:
         except KeyError:
             raise AttributeError(f"{type(module).__name__} holds no {name!r}") from None
     return value
+
+
+def holds_size(module: nn.Module, name: str) -> bool:
+    """Whether an attribute that is there is an integer or a row of them, in the module or in plain data of its own.
+
+    A plan may come from anywhere: it must not reach flags, nor the insides of tensors, functions or classes.
+    """
+    value: Any = module
+    for depth, step in enumerate(name.split(".")):
+        if depth and step not in _attributes_of(value):
+            return False
+        value = read_held(value, step)
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(entry, int) and not isinstance(entry, bool) for entry in entries)
 
 
 def write_held(module: nn.Module, name: str, value: Any) -> None:

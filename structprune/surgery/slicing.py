@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.errors import ModelError
+from structprune.errors import ModelError, PlanError
 from structprune.graph.slices import Ids
-from structprune.meta.replica import duplicate, is_kept_by_device, like_parameter, named_tensors, walk
+from structprune.meta.replica import TensorMap, duplicate, is_kept_by_device, like_parameter, named_tensors, walk
 from structprune.surgery.attributes import read_held, write_held
 from structprune.surgery.cut import AttributeChange, Cut
 from structprune.surgery.optimizer_state import cut_states
@@ -40,9 +40,32 @@ def cut_copy(model: nn.Module, cut: Cut) -> nn.Module:
         _copy_hooks(tensor, twin)
         return twin
 
-    copied = duplicate(model, cut_tensor, lambda tensor: tensor.detach().clone())
+    copied = duplicate(model, cut_tensor, _cloned)
     set_attributes(copied, cut.attributes)
     return copied
+
+
+def filled_copy(model: nn.Module, attributes: Iterable[AttributeChange], value: TensorMap) -> nn.Module:
+    """A copy of a model with the sizes of a cut one, whose tensors, cut already, come from elsewhere.
+
+    Args:
+        model: The dense model; its values are not read.
+        attributes: The sizes that follow the cut.
+        value: Gives the new tensor for a name and the dense one.
+    """
+
+    def fill(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        twin = like_parameter(tensor, value(name, tensor))
+        _copy_hooks(tensor, twin)
+        return twin
+
+    copied = duplicate(model, fill, _cloned)
+    set_attributes(copied, attributes)
+    return copied
+
+
+def _cloned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone()
 
 
 def cut_in_place(model: nn.Module, cut: Cut, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -98,7 +121,10 @@ def set_attributes(model: nn.Module, changes: Any) -> None:
     for change in changes:
         module = model.get_submodule(change.module)
         is_list = isinstance(read_held(module, change.name), list)
-        write_held(module, change.name, list(change.new) if is_list else change.new)
+        try:
+            write_held(module, change.name, list(change.new) if is_list else change.new)
+        except Exception as error:  # a module may forbid it in any way
+            raise PlanError(f"{change} cannot be set: {type(error).__name__}: {error}") from error
 
 
 def _replace(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None) -> None:
