@@ -17,6 +17,8 @@ from structprune.graph.slices import Ids
 from structprune.plan.options import Criterion, Importance
 
 Scores = npt.NDArray[np.float64]
+# Elements that norms are computed of at a time.
+_STRETCH = 1 << 22
 
 
 class Ranking(Protocol):
@@ -89,13 +91,17 @@ class Norms:
         """The norms along the producing dimension of an operand, which every trace makes at the same node."""
         key = producer.record.training, producer.source, producer.dim
         if key not in self._known:
+            # Before the weight is read: what is kept must not lie behind it on the heap, where it would hold
+            # the room of one weight after the other.
+            norms = np.empty(len(producer.ids))
             weight = _operand(producer, self._tensors)
             if weight.is_meta:
                 raise ModelError(
                     f"{producer.name} is on the meta device and has no values to rank: load the weights first, or "
                     "apply a plan that was made on another copy (Plan.apply)."
                 )
-            self._known[key] = _norms(weight, producer.dim, self._order)
+            norms[:] = _norms(weight, producer.dim, self._order)
+            self._known[key] = norms
         return self._known[key]
 
 
@@ -148,12 +154,18 @@ def read_scores(given: Any, criterion: Criterion, group: Group) -> Scores:
 
 
 def _norms(weight: torch.Tensor, dim: int, order: int) -> Scores:
+    weight = weight.detach()
     others = [d for d in range(weight.ndim) if d != dim]
+    if not others:
+        return weight.double().abs().cpu().numpy()
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    norms = (
-        torch.linalg.vector_norm(weight.detach(), order, dim=others, dtype=dtype) if others else weight.detach().abs()
-    )
-    return norms.double().cpu().numpy()
+    # Norms in another dtype copy what they read: a stretch at a time.
+    step = max(1, _STRETCH * weight.shape[dim] // max(1, weight.numel()))
+    parts = [
+        torch.linalg.vector_norm(part, order, dim=others, dtype=dtype).double().cpu()
+        for part in torch.split(weight, step, dim)
+    ]
+    return torch.cat(parts).numpy()
 
 
 def _operand(producer: Producer, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
