@@ -77,7 +77,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
             if not file.is_file():
                 raise CheckpointError(f"{file}: no such file.")
             self._opened = None
-            self._opened = file, safe_open(file, framework="pt", device="cpu")
+            self._opened = file, safe_open(file, framework="pt", device="cpu", backend="pread")
         return self._opened[1]
 
     def __getitem__(self, name: str) -> torch.Tensor:
