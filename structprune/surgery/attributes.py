@@ -224,7 +224,9 @@ def holds_size(module: nn.Module, name: str) -> bool:
     """
     value: Any = module
     for depth, step in enumerate(name.split(".")):
-        if depth and step not in _attributes_of(value):
+        # A layer's own layer holds sizes too: the output projection of attention.
+        own = vars(value) if isinstance(value, nn.Module) else _attributes_of(value)
+        if depth and step not in own:
             return False
         value = read_held(value, step)
     entries = value if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,75 @@
+"""What a run measured: the metric over the FLOPs that were spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation.
+
+    Attributes:
+        flops: Spent on training so far.
+        metric: The mean of the task's metric over its test data.
+        loss: The mean training loss since the evaluation before; NaN before the first step.
+        step: Training steps so far.
+        evaluation_flops: Spent on evaluation so far, this one included.
+    """
+
+    flops: int
+    metric: float
+    loss: float
+    step: int
+    evaluation_flops: int
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """The metric over accumulated training FLOPs; small is good.
+
+    Attributes:
+        task: The task's name.
+        points: The evaluations, the first one before any training.
+        step_flops: FLOPs of a training step.
+        params: Parameters of the network that was trained.
+        about: What else identifies the run: ratio, granularity, seed, settings.
+    """
+
+    task: str
+    points: tuple[Point, ...]
+    step_flops: int
+    params: int
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def final(self) -> float:
+        """The last metric."""
+        return self.points[-1].metric
+
+    def at(self, flops: float) -> float:
+        """The metric at a budget: linear in the logarithm of FLOPs between two evaluations.
+
+        NaN beyond the last evaluation: a run says nothing of more compute than it had.
+        """
+        spent = np.array([p.flops for p in self.points], dtype=np.float64)
+        metrics = np.array([p.metric for p in self.points])
+        if flops > spent[-1] * (1 + 1e-9):
+            return float("nan")
+        # The evaluation before training has no logarithm: it counts as one step's tenth.
+        spent[0] = max(spent[0], 0.1 * self.step_flops)
+        return float(np.interp(np.log(max(flops, spent[0])), np.log(spent), metrics))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON takes it."""
+        return {**asdict(self), "about": dict(self.about)}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> LearningCurve:
+        """Read what ``to_dict`` gave."""
+        points = tuple(Point(**point) for point in document["points"])
+        return cls(**{**document, "points": points})

@@ -1,0 +1,222 @@
+"""Every combination of task, ratio, granularity and seed, run by any executor and stored as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import Unpack
+
+from structprune.api import prune_model
+from structprune.errors import OptionError
+from structprune.plan.options import PruningOptions
+from structprune.transfer.curve import LearningCurve
+from structprune.transfer.finetuning import FinetuneOptions, finetune
+from structprune.transfer.frontier import Failure, Frontier
+from structprune.transfer.task import Task
+
+_log = logging.getLogger("structprune")
+_DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. A ratio of 0 is the dense network, whatever the granularity."""
+
+    task: str
+    ratio: float
+    granularity: str
+    seed: int
+    budget_flops: float
+
+    @property
+    def name(self) -> str:
+        """A file name: readable, and with a digest of all that identifies the run."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self.task}-{self.granularity}-{self.ratio:g}-{self.seed}-{digest}".replace("/", "_")
+
+
+def sweep(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    ratios: Sequence[float],
+    granularities: Sequence[str] = ("filter",),
+    seeds: Sequence[int] = (0,),
+    *,
+    budget_flops: float,
+    executor: Executor | None = None,
+    store: str | Path | None = None,
+    example_inputs: Any = None,
+    pruning: PruningOptions | None = None,
+    prepare: Callable[[nn.Module, Task], nn.Module] | None = None,
+    **options: Unpack[FinetuneOptions],
+) -> Frontier:
+    """Prune and fine-tune a pretrained model in every combination, and put the curves side by side.
+
+    Args:
+        model: The pretrained network; it is not changed.
+        tasks: What to transfer it to, of different names.
+        ratios: Shares of channels to remove; 0 is the dense network.
+        granularities: ``"filter"``, ``"channel"`` or both.
+        seeds: Each decides the head's weights and the order of the samples.
+        budget_flops: FLOPs of every run.
+        executor: Any ``concurrent.futures.Executor``: threads, processes, ``dask.distributed``'s
+            ``Client.get_executor()``. By default a process for each core, one thread each. What it sends to other
+            machines must find ``store`` there under the same path.
+        store: A folder of results. Runs that have one are not run again, so a sweep that was killed goes on
+            where it was. By default they are kept in memory alone.
+        example_inputs: As for ``prune_model``.
+        pruning: Further options of ``prune_model``.
+        prepare: Called with each pruned (or dense) copy and its task, before the new head is put in.
+        **options: Of ``finetune``; ``seed`` and ``checkpoint`` are the sweep's own.
+
+    Returns:
+        The curves of all runs that succeeded, and the errors of the others.
+
+    Raises:
+        OptionError: Two tasks have one name, or there is none.
+    """
+    names = [task.name for task in tasks]
+    if not tasks or len(set(names)) != len(names):
+        raise OptionError(f"tasks must be at least one, of different names; got {names}.")
+    for name in {"seed", "checkpoint", "accelerator"} & options.keys():
+        raise OptionError(f"{name} is the sweep's own: a run has a seed of seeds, and its files in store.")
+    jobs = [
+        Job(task, ratio, granularity, seed, float(budget_flops))
+        for seed in seeds
+        for task in names
+        for ratio, granularity in _cuts(ratios, granularities)
+    ]
+    with _folder(store) as folder:
+        shared = _Shared(model, tuple(tasks), example_inputs, dict(pruning or {}), prepare, dict(options))
+        payload = folder / "shared.pt"
+        _write(payload, shared)
+        pending = [job for job in jobs if not _is_done(folder / f"{job.name}.json")]
+        with _pool(executor) as pool:
+            futures = {pool.submit(run_job, str(payload), job): job for job in pending}
+            for done, future in enumerate(as_completed(futures), start=1):
+                job = futures[future]
+                try:
+                    outcome = future.result()
+                except Exception as error:  # a worker that died: its job failed, the others go on
+                    outcome = {"failed": f"{type(error).__name__}: {error}"}
+                _store(folder / f"{job.name}.json", {"job": asdict(job), **outcome})
+                _log.info("[%d/%d] %s: %s", done, len(pending), job.name, outcome.get("failed", "done"))
+        return _gathered(folder, jobs)
+
+
+def run_job(payload: str, job: Job) -> dict[str, Any]:
+    """Prune and fine-tune once, in whatever process the executor has; the curve, or what went wrong."""
+    try:
+        # Many processes with many threads each would wait for each other.
+        if multiprocessing.parent_process() is not None:
+            torch.set_num_threads(1)
+        shared: _Shared = torch.load(payload, weights_only=False)
+        task = next(task for task in shared.tasks if task.name == job.task)
+        model = shared.model
+        if job.ratio:
+            model = prune_model(
+                model,
+                job.ratio,
+                job.granularity,  # type: ignore[arg-type]
+                example_inputs=shared.example_inputs,
+                **shared.pruning,
+            )
+        if shared.prepare is not None:
+            model = shared.prepare(model, task)
+        checkpoint = Path(payload).parent / f"{job.name}.ckpt"
+        curve = finetune(
+            model, task, budget_flops=job.budget_flops, seed=job.seed, checkpoint=checkpoint, **shared.options
+        )
+        checkpoint.unlink(missing_ok=True)
+        about = {"ratio": job.ratio, "granularity": job.granularity, "seed": job.seed}
+        return {"curve": replace(curve, about=about).to_dict()}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all jobs have in common; every worker reads it from a file."""
+
+    model: nn.Module
+    tasks: tuple[Task, ...]
+    example_inputs: Any
+    pruning: dict[str, Any]
+    prepare: Callable[[nn.Module, Task], nn.Module] | None
+    options: dict[str, Any]
+
+
+def _cuts(ratios: Sequence[float], granularities: Sequence[str]) -> list[tuple[float, str]]:
+    """The dense network once, then every ratio in every granularity."""
+    dense = [(0.0, _DENSE)] if 0 in ratios else []
+    return dense + [(float(r), g) for g in granularities for r in dict.fromkeys(ratios) if r]
+
+
+def _write(path: Path, shared: _Shared) -> None:
+    """Pickle what the jobs share."""
+    buffer = io.BytesIO()
+    torch.save(shared, buffer)
+    beside = path.with_suffix(".partial")
+    beside.write_bytes(buffer.getvalue())
+    os.replace(beside, path)
+
+
+def _is_done(path: Path) -> bool:
+    """Whether a run has a curve; one that failed is tried again."""
+    return path.exists() and "curve" in json.loads(path.read_text())
+
+
+def _store(path: Path, document: dict[str, Any]) -> None:
+    beside = path.with_suffix(".partial")
+    beside.write_text(json.dumps(document))
+    os.replace(beside, path)
+
+
+def _gathered(folder: Path, jobs: Sequence[Job]) -> Frontier:
+    curves, failures = [], []
+    for job in jobs:
+        document = json.loads((folder / f"{job.name}.json").read_text())
+        if "curve" in document:
+            curves.append(LearningCurve.from_dict(document["curve"]))
+        else:
+            failures.append(Failure(job.task, job.ratio, job.granularity, job.seed, document["failed"]))
+    return Frontier(tuple(curves), tuple(failures))
+
+
+@contextmanager
+def _folder(store: str | Path | None) -> Iterator[Path]:
+    if store is not None:
+        Path(store).mkdir(parents=True, exist_ok=True)
+        yield Path(store)
+        return
+    with TemporaryDirectory(prefix="structprune-sweep-") as made:
+        yield Path(made)
+
+
+@contextmanager
+def _pool(executor: Executor | None) -> Iterator[Executor]:
+    if executor is not None:
+        yield executor
+        return
+    # A forked child of a process with threads may hang.
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as made:
+        try:
+            yield made
+        except BaseException:
+            made.shutdown(wait=False, cancel_futures=True)
+            raise

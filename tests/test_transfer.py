@@ -1,0 +1,288 @@
+"""Compute-optimal transfer: the meter, fine-tuning for a budget, sweeps and their frontier."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from structprune import ModelError, OptionError
+from structprune.transfer import (
+    ComputeMeter,
+    Frontier,
+    LearningCurve,
+    Point,
+    ScalingLaw,
+    Task,
+    finetune,
+    new_head,
+    sweep,
+)
+
+BATCH = 16
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1),
+        nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+
+
+def data(seed: int = 0, count: int = 96) -> TensorDataset:
+    """Bright upper or lower halves, with noise: learnt in a few steps."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (count,), generator=generator)
+    images = torch.randn(count, 1, 8, 8, generator=generator) * 0.5
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, 4 * label : 4 * label + 4] += 1
+    return TensorDataset(images, labels)
+
+
+TASK = Task("halves", data(0), data(1), classes=2)
+
+
+# The meter.
+
+
+def frozen(model: nn.Sequential, upto: int) -> nn.Sequential:
+    for module in list(model)[:upto]:
+        module.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("upto", [0, 4, 8], ids=["full", "partly frozen", "head only"])
+def test_the_meter_against_torch_and_the_closed_form(upto: int) -> None:
+    model, x = frozen(network(), upto), torch.randn(BATCH, 1, 8, 8)
+    with FlopCounterMode(display=False) as counter:
+        model(x).sum().backward()
+    meter = ComputeMeter(model)
+    meter.step(x)
+    # Forward of all; a weight gradient of what is trained; a gradient of what lies behind the first of them.
+    first, second, head = 2 * BATCH * 64 * 16 * 9, 2 * BATCH * 64 * 16 * 16 * 9, 2 * BATCH * 16 * 5
+    closed = first + second + head + {0: first + second * 2 + head * 2, 4: head * 2, 8: head}[upto]
+    if upto == 4:
+        closed += 0  # the batch norm behind the frozen convolutions is trained: the head's input needs a gradient
+    assert meter.training_flops == pytest.approx(closed, rel=0.01)
+    assert meter.training_flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert meter.steps == 1 and meter.evaluation_flops == 0
+    meter.evaluate(x)
+    assert meter.evaluation_flops == first + second + head
+
+
+@pytest.mark.parametrize(
+    ("make", "each"),
+    [
+        (lambda p: torch.optim.SGD(p, 0.1), 2),
+        (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), 2 + 2),
+        (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=1e-2, nesterov=True), 2 + 2 + 2 + 2),
+        (lambda p: torch.optim.Adam(p, 0.1), 3 + 1 + 3 + 1 + 1 + 1 + 3),
+        (lambda p: torch.optim.Adam(p, 0.1, foreach=True), 3 + 1 + 3 + 1 + 1 + 1 + 3),
+    ],
+)
+def test_updates(make: Any, each: int) -> None:
+    model = nn.Linear(50, 40, bias=False)
+    optimizer, meter = make(model.parameters()), ComputeMeter(model)
+    for _ in range(3):
+        model(torch.randn(2, 50)).sum().backward()
+        meter.update(optimizer.step)
+    assert meter.update_flops == pytest.approx(each * 2000, abs=20)
+
+
+# Fine-tuning.
+
+
+def run(**options: Any) -> LearningCurve:
+    torch.manual_seed(0)
+    return finetune(network(), TASK, budget_flops=2e9, batch_size=BATCH, **options)
+
+
+def test_a_budget_is_spent_and_not_more() -> None:
+    curve = run()
+    assert curve.points[0].flops == 0 and math.isnan(curve.points[0].loss)
+    assert 2e9 - curve.step_flops < curve.points[-1].flops <= 2e9
+    assert curve.points[-1].step == pytest.approx(2e9 / curve.step_flops, abs=1)
+    assert curve.final < 0.1 < curve.points[0].metric
+    assert [p.flops for p in curve.points] == sorted({p.flops for p in curve.points})
+    assert LearningCurve.from_dict(curve.to_dict()).to_dict()["points"][1:] == curve.to_dict()["points"][1:]
+    assert math.isnan(curve.at(3e9)) and curve.at(curve.points[3].flops) == pytest.approx(curve.points[3].metric)
+
+
+def test_the_same_seed_gives_the_same_curve() -> None:
+    state = torch.get_rng_state()
+    one, two, other = run(seed=1), run(seed=1), run(seed=2)
+    assert str(one) == str(two) != str(other)
+    del state
+
+
+def test_an_interrupted_run_goes_on_to_the_same_curve(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def until(share: float) -> Any:
+        def schedule(spent: float) -> float:
+            if spent > share:
+                raise Stop
+            return 1.0
+
+        return schedule
+
+    whole = run(schedule=until(2.0), checkpoint=tmp_path / "whole.ckpt")
+    with pytest.raises(Stop):
+        run(schedule=until(0.4), checkpoint=tmp_path / "a.ckpt")
+    assert str(run(schedule=until(2.0), checkpoint=tmp_path / "a.ckpt")) == str(whole)
+    with pytest.raises(OptionError, match=r"is of a run with budget_flops=2e\+09, this one has 1e\+09"):
+        finetune(network(), TASK, budget_flops=1e9, checkpoint=tmp_path / "a.ckpt")
+
+
+def test_the_head_alone() -> None:
+    torch.manual_seed(0)
+    model = network()
+    before = [p.clone() for p in model[:8].parameters()]
+    mean = model[1].running_mean.clone()
+    curve = finetune(model, TASK, budget_flops=1e9, batch_size=BATCH, head_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, model[:8].parameters(), strict=True))
+    assert torch.equal(mean, model[1].running_mean) and curve.step_flops < run().step_flops / 2
+    with pytest.raises(OptionError, match="the task has none"):
+        finetune(network(), Task("none", data(0), data(1)), budget_flops=1e9, head_only=True)
+
+
+def test_heads_and_errors() -> None:
+    model = network()
+    assert new_head(model, 3, seed=1) == "8" and model[8].out_features == 3
+    with pytest.raises(ModelError, match="has no linear layer"):
+        new_head(nn.Sequential(nn.Conv2d(1, 2, 3)), 3)
+    with pytest.raises(ModelError, match="is its own head"):
+        new_head(nn.Linear(2, 2), 3)
+    with pytest.raises(OptionError, match=r"budget_flops=10 does not pay for one training step of"):
+        finetune(network(), TASK, budget_flops=10)
+    with pytest.raises(OptionError, match="finetune has no option 'epochs'"):
+        finetune(network(), TASK, budget_flops=1e9, epochs=3)  # type: ignore[call-arg]
+
+
+# Sweeps.
+
+
+class Counting(ThreadPoolExecutor):
+    """Counts jobs, and dies after some."""
+
+    def __init__(self, upto: int = 10**9) -> None:
+        super().__init__(1)
+        self.jobs, self.upto = 0, upto
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.jobs += 1
+        if self.jobs > self.upto:
+            raise KeyboardInterrupt
+        return super().submit(function, *args, **kwargs)
+
+
+def swept(executor: Executor, store: Path | None, **options: Any) -> Frontier:
+    torch.manual_seed(0)
+    options = {"ratios": [0, 0.5], "granularities": ["filter", "channel"], "seeds": [0, 1], **options}
+    return sweep(
+        network(), [TASK], budget_flops=1e9, executor=executor, store=store, batch_size=BATCH,
+        example_inputs=torch.zeros(1, 1, 8, 8), pruning={"round_to": 1}, **options,
+    )  # fmt: skip
+
+
+def test_a_sweep_that_was_killed_goes_on(tmp_path: Path) -> None:
+    whole = swept(Counting(), None)
+    assert len(whole.curves) == 6 and not whole.failures and whole.cuts[0] == (0.0, "dense")
+    killed = Counting(upto=3)
+    with pytest.raises(KeyboardInterrupt):
+        swept(killed, tmp_path)
+    killed.shutdown(cancel_futures=True)
+    executor = Counting()
+    again = swept(executor, tmp_path)
+    assert again.to_json() == whole.to_json() and executor.jobs <= 6
+    last = Counting()
+    assert swept(last, tmp_path).to_json() == whole.to_json() and last.jobs == 0
+
+
+def test_a_run_that_fails_does_not_end_the_others() -> None:
+    found = swept(Counting(), None, granularities=["filter", "filtr"], seeds=[0])
+    assert len(found.curves) == 2 and len(found.failures) == 1
+    assert "granularity is 'filtr'" in found.failures[0].error and "failed: halves, filtr 0.5" in str(found)
+    with pytest.raises(OptionError, match="must be at least one, of different names"):
+        sweep(network(), [TASK, TASK], [0], budget_flops=1e9)
+    with pytest.raises(OptionError, match="seed is the sweep's own"):
+        sweep(network(), [TASK], [0], budget_flops=1e9, seed=3)
+
+
+@pytest.mark.slow
+def test_processes_give_the_same() -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"budget_flops": 2e8, "batch_size": BATCH, "example_inputs": torch.zeros(1, 1, 8, 8)}
+    model = network()
+    ours = sweep(model, [TASK], [0], executor=Counting(), **options)
+    assert sweep(model, [TASK], [0], **options).to_json() == ours.to_json()
+
+
+# The frontier, on curves that were made up.
+
+
+def made(task: str, ratio: float, granularity: str, seed: int, metrics: list[float]) -> LearningCurve:
+    points = [Point(0 if not i else 10**i, m, 0.0, i, 0) for i, m in enumerate(metrics)]
+    about = {"ratio": ratio, "granularity": granularity, "seed": seed}
+    return LearningCurve(task, tuple(points), 10, 1, about)
+
+
+def known() -> Frontier:
+    curves = []
+    for seed in (0, 1):
+        d = 0.01 * seed
+        for task in ("a", "b"):
+            curves.append(made(task, 0.0, "dense", seed, [0.9 + d, 0.8 + d, 0.5 + d, 0.1 + d]))
+            curves.append(made(task, 0.5, "filter", seed, [0.9 + d, 0.4 + d, 0.25 + d, 0.2 + d]))
+    return Frontier(curves)
+
+
+def test_the_best_at_a_budget_and_where_they_cross() -> None:
+    frontier = known()
+    low, high = frontier.best(10), frontier.best(1000)
+    assert (low.ratio, low.granularity, high.ratio) == (0.5, "filter", 0.0)
+    assert low.metric == pytest.approx(0.405) and low.dense == pytest.approx(0.805)
+    assert low.interval == pytest.approx((0.4, 0.41))
+    assert 100 < frontier.crossover((0.5, "filter")) < 1000
+    assert frontier.crossover((0.0, "dense")) == frontier.budgets[0]
+    # Half of the dense network's gain, from 0.905 to 0.105, is reached at about 100.
+    assert frontier.low_compute("a") == pytest.approx(100, rel=0.6)
+    mean, (least, most) = frontier.improvement("filter")
+    assert 0.4 < least <= mean <= most < 0.55
+    assert frontier.area((0.5, "filter")) < frontier.area((0.0, "dense"))
+    assert frontier.stream((0.0, "dense"), 1000) == ([1000, 2000], pytest.approx([0.105, 0.105]))
+    assert frontier.recommend(10).ratio == 0.5 and frontier.regret("a") == pytest.approx(0)
+    assert Frontier.from_json(frontier.to_json()).to_json() == frontier.to_json()
+    with pytest.raises(OptionError, match="all runs failed: there were none"):
+        Frontier([])
+    with pytest.raises(OptionError, match="No run has granularity 'channel'"):
+        frontier.improvement("channel")
+
+
+def test_a_scaling_law_finds_what_it_was_made_of() -> None:
+    def error(flops: float, density: float) -> float:
+        return 0.05 + 0.3 * (flops / 1e9 / density) ** -0.5 + 0.2 * (1 - density) ** 2
+
+    rows = [(c, d, error(c, d)) for c in (1e8, 1e9, 1e10) for d in (0.25, 0.5, 1.0)]
+    law = ScalingLaw.fit(rows)
+    assert law.residual < 1e-6 and law(1e11, 0.75) == pytest.approx(error(1e11, 0.75), rel=1e-3)
+    with pytest.raises(OptionError, match="six parameters; 3 measurements are too few"):
+        ScalingLaw.fit(rows[:3])
+
+
+def test_a_plot() -> None:
+    pytest.importorskip("matplotlib").use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots()
+    known().plot(axes)
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["dense", "filter 0.5"]
+    plt.close(figure)
