@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from structprune.errors import OptionError
 from structprune.graph.checks import check_model
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.session import Session
@@ -60,6 +61,12 @@ def prune_model(
         >>> small.fc.in_features
         2048
     """
+    if optimizer is not None and not (inplace and isinstance(optimizer, torch.optim.Optimizer)):
+        raise OptionError(
+            "optimizer goes with inplace=True: a pruned copy has parameters of its own."
+            if not inplace
+            else f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer."
+        )
     plan = plan_pruning(model, ratio, granularity, example_inputs=example_inputs, **options)
     return plan.apply(model, inplace=inplace, optimizer=optimizer)
 

@@ -167,6 +167,73 @@ def test_what_cannot_be_compensated() -> None:
         structprune.plan_pruning(chain(8, 8), 0.5, compensate=[torch.zeros(1, 5, 4, 4)], example_inputs=IMAGE)
 
 
+class Shared(nn.Module):
+    """Two branches, of which one is cut, that share a vector."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.whole, self.cut, self.reads = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1)
+        self.bn, self.kind = nn.BatchNorm2d(8), kind
+        if kind == "bias":
+            self.reads.bias = self.whole.bias
+        if kind == "scaled":
+            self.reads = nn.Conv2d(16, 8, 1, bias=False)
+            self.vector = nn.Parameter(torch.randn(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        one, two = self.whole(x), self.reads(self.cut(x).relu())
+        if self.kind == "batch norm":
+            return self.bn(one), self.bn(two)
+        return one, torch.add(two, self.vector, alpha=0.1) if self.kind == "scaled" else two
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "bias", "scaled"])
+def test_what_others_read_stays(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = Shared(kind).eval(), torch.randn(8, 3, 6, 6)
+    small = structprune.prune_model(model, {"cut": 0.5}, compensate=[x], example_inputs=x, **FREE)
+    assert torch.equal(model(x)[0], small(x)[0])
+    plan = structprune.plan_of(small)
+    assert plan.shifts.keys() <= {"reads.bias"}
+    assert (kind == "batch norm") == bool(plan.shifts)  # there the convolution has a bias of its own
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batch_norm_without_running_statistics_has_nothing_to_change(affine: bool) -> None:
+    norm = nn.BatchNorm2d(8, affine=affine, track_running_stats=False)
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3, bias=False), norm, nn.ReLU(), nn.Conv2d(8, 4, 3)]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(4, 3, 9, 9)
+    plan = structprune.plan_pruning(model, {"0": 0.5}, compensate=[x], example_inputs=x, round_to=1)
+    assert not plan.shifts and not plan.scales
+
+
+class Routed(nn.Module):
+    """Each sample goes through the expert of its sign: a batch may leave one without any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for positive, expert in enumerate(self.experts):
+            chosen = ((x[:, 0] > 0).long() == positive).nonzero()[:, 0]
+            out = out.index_add(0, chosen, expert(x[chosen]))
+        return self.head(out)
+
+
+def test_batches_that_take_different_ways() -> None:
+    torch.manual_seed(0)
+    model, x = Routed(), torch.randn(32, 4)
+    batches = [x[x[:, 0] > 0], x[x[:, 0] <= 0]]
+    plan = structprune.plan_pruning(model, 0.5, compensate=batches, example_inputs=x, round_to=1)
+    assert {"experts.0.2.bias", "experts.1.2.bias"} <= plan.shifts.keys()
+    assert structprune.Plan.from_json(plan.to_json()) == plan
+    with pytest.raises(InputError, match="is not finite with these batches"):
+        structprune.plan_pruning(model, 0.5, compensate=[x / 0], example_inputs=x, round_to=1)
+
+
 # Recalibration.
 
 

@@ -205,6 +205,9 @@ def test_slices_of_a_group() -> None:
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
+        (lambda: importance.TaylorImportance(), OptionError, r"TaylorImportance failed .* has it what it needs"),
+        (lambda: lambda group: "abc", OptionError, r"returned a str that is no row of numbers"),
+        (lambda: lambda group: torch.ones(group.width) * 1j, OptionError, "that is no row of numbers"),
         (lambda: importance.MagnitudeImportance(group_reduction=None), OptionError, "its group_reduction must not be"),
         (lambda: importance.MagnitudeImportance(normalizer=lambda s: s * float("nan")), OptionError, "has it seen"),
     ],

@@ -89,6 +89,25 @@ def test_compensation_in_steps() -> None:
             assert rest.scales[name] == pytest.approx(second.scales[name])
 
 
+def test_compensated_steps_are_proved() -> None:
+    torch.manual_seed(0)
+    model = chain(16, 24, 8).eval()
+    structprune.recalibrate(model, [Z])
+    options: dict[str, Any] = {"example_inputs": IMAGE, "round_to": 1, "compensate": True}
+    once = structprune.prune_model(model, 0.25, **options)
+    twice = structprune.prune_model(once, 0.25, **options)
+    assert structprune.prove(model, twice, IMAGE) and structprune.prove(once, twice, IMAGE)
+
+
+def test_a_model_that_was_changed_between_two_cuts() -> None:
+    once: Any = structprune.prune_model(chain(16, 24, 8), 0.5, example_inputs=IMAGE, keep_representation=False)
+    once[11] = nn.Linear(4, 5)
+    twice = structprune.prune_model(once, 0.5, example_inputs=IMAGE, round_to=1)
+    plan = structprune.plan_of(twice)
+    assert "this plan begins after that" in plan.notes[-1] and plan.fits(once)
+    assert structprune.prove(once, twice, IMAGE)
+
+
 def test_a_plan_for_the_dense_model_meets_a_pruned_one() -> None:
     model = chain(16, 24, 8)
     plan = structprune.plan_pruning(model, 0.5, example_inputs=IMAGE)
@@ -175,6 +194,7 @@ def test_iterative_pruning_while_training() -> None:
     [
         (lambda model: torch.optim.Adafactor(model.parameters(), 1e-2), ModelError, "keeps 'row_var' .* make a new"),
         (lambda model: torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1), OptionError, "holds no parameter of this"),
+        (lambda model: "adam", OptionError, r"optimizer is a str; expected a torch\.optim\.Optimizer"),
     ],
 )
 def test_an_optimizer_that_cannot_go_along(make: Any, kind: Any, message: str) -> None:

@@ -122,7 +122,11 @@ def _difference(pruned: Any, values: Values, calls: Invocations) -> str | None:
     """Why a model built from the changed config is not the pruned one, or ``None`` if it is."""
     kind, config = type(pruned), changed(pruned.config, values)
     sizes = build_sizes(kind, config)
-    if sizes is None or sizes != build_sizes(kind, _saved_and_read(config)):
+    try:
+        again = _saved_and_read(config)
+    except Exception as error:  # a config may check itself in any way
+        return f"its config cannot be read again with them ({type(error).__name__}: {error})"
+    if sizes is None or sizes != build_sizes(kind, again):
         return "its config changes as it is saved and read"
     for (path, name), held in Sizes.of(pruned).held.items():
         other = sizes.held.get((path, name))

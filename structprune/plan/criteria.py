@@ -67,7 +67,14 @@ class TorchPruning:
         parts = _parts(group, position[graph.roots], layers)
         key = tuple((part.layer.name, part.indices.tobytes(), part.channels.tobytes()) for part in parts)
         if key not in self._known:
-            self._known[key] = self._checked(self._importance(_their_group(parts)), group, channels)
+            try:
+                given = self._importance(_their_group(parts))
+            except Exception as error:
+                raise OptionError(
+                    f"importance={type(self._importance).__name__} failed for the group {group.name} "
+                    f"({type(error).__name__}: {error}): has it what it needs, gradients or activations of this model?"
+                ) from error
+            self._known[key] = self._checked(given, group, channels)
         return self._known[key]
 
     def _checked(self, given: Any, group: Group, channels: Ids) -> Scores | None:

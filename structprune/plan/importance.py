@@ -141,7 +141,17 @@ def read_scores(given: Any, criterion: Criterion, group: Group) -> Scores:
         OptionError: It is not a finite number for each channel.
     """
     name = name_of(criterion)
-    scores = torch.as_tensor(given).detach().double().cpu().numpy() if given is not None else np.zeros(0)
+    try:
+        given = np.ascontiguousarray(given) if isinstance(given, np.ndarray) else given
+        tensor = torch.zeros(0) if given is None else torch.as_tensor(given)
+        if tensor.is_complex() or tensor.is_meta:
+            raise TypeError("complex or without values")
+        scores = tensor.detach().double().cpu().numpy()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(
+            f"importance={name} returned a {type(given).__name__} that is no row of numbers, for the group "
+            f"{group.name} ({error}); expected a score for each of its {group.width} channels."
+        ) from error
     if scores.shape != (group.width,):
         what = "None" if given is None else f"the shape {list(scores.shape)}"
         raise OptionError(

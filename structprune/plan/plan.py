@@ -88,7 +88,7 @@ class Plan:
         if optimizer is not None and not inplace:
             raise OptionError("optimizer goes with inplace=True: a pruned copy has parameters of its own.")
         # Before the cut: what is carried may be from another release.
-        carried = self.to_json() if (before := carried_plan(model)) is None else before.then(self).to_json()
+        carried = _whole(carried_plan(model), self).to_json()
         if inplace:
             cut_in_place(model, self.cut, optimizer)
             pruned = model
@@ -269,6 +269,17 @@ def plan_of(pruned: nn.Module) -> Plan:
     if plan is None:
         raise PlanError(f"This {type(pruned).__name__} carries no plan: it was not pruned by structprune.")
     return plan
+
+
+def _whole(before: Plan | None, plan: Plan) -> Plan:
+    """The plan that a model carries after one more cut, given the one that it carried."""
+    if before is None:
+        return plan
+    try:
+        return before.then(plan)
+    except PlanError:
+        said = "the model was changed since it was pruned before (a new head, a wrapper): this plan begins after that"
+        return replace(plan, notes=(*plan.notes, said))
 
 
 def _left(plan: Plan, name: str) -> tuple[int, ...]:

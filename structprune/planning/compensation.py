@@ -35,7 +35,7 @@ _LEAST, _MOST = 0.01, 4.0
 _PASSING = frozenset(f"aten::{name}" for name in "view _unsafe_view reshape permute transpose t".split())
 _PARAMETER = "parameter::"
 _UNKNOWN = "without a batch norm before them the means are not known; a list of batches would tell"
-_NOWHERE = "with no bias, and no batch norm right after, there is nothing to add them to"
+_NOWHERE = "there is no bias of their own, or batch norm right after, to add them to"
 
 
 def compensated(plan: Plan, model: nn.Module, examples: Invocations, batches: bool | Sequence[Any]) -> Plan:
@@ -59,20 +59,25 @@ def compensated(plan: Plan, model: nn.Module, examples: Invocations, batches: bo
             seen += [_observe(model, examples, plan, quantile) for quantile in range(1, QUANTILES)]
     else:
         seen = [_observe(model, read_inputs(batch), plan, None) for batch in batches]
-    places = seen[-1].places
-    shifts: dict[str, list[Vector]] = {}
-    scales: dict[str, list[Vector]] = {}
-    for node, place in places.items():
-        if isinstance(place, _Place):
-            mean, square, mean_left, square_left = np.mean([run.moments[node] for run in seen], axis=0)
-            shifts.setdefault(place.vector, []).append((mean - mean_left) * (-1 if place.is_mean else 1))
-            if place.variance:
-                scales.setdefault(place.variance, []).append(_share(square - mean**2, square_left - mean_left**2))
+    # A batch may take another way through the network: runs are matched by the vector, which has one reader.
+    found: dict[_Place, list[Moments]] = {}
+    for run in seen:
+        for node, place in run.places.items():
+            if isinstance(place, _Place):
+                found.setdefault(place, []).append(run.moments[node])
+    shifts, scales = {}, {}
+    for place, moments in found.items():
+        mean, square, mean_left, square_left = np.mean(moments, axis=0)
+        if not np.isfinite([mean, square, mean_left, square_left]).all():
+            raise InputError(f"compensate: what {place.vector} is added to is not finite with these batches.")
+        shifts[place.vector] = (mean - mean_left) * (-1 if place.is_mean else 1)
+        if place.variance:
+            scales[place.variance] = _share(square - mean**2, square_left - mean_left**2)
     return replace(
         plan,
         shifts=_by_name(plan, shifts),
         scales=_by_name(plan, scales),
-        notes=(*plan.notes, *_notes(list(places.values()))),
+        notes=(*plan.notes, *_notes(list(seen[-1].places.values()))),
     )
 
 
@@ -82,11 +87,10 @@ def _share(before: Vector, after: Vector) -> Vector:
     return np.clip(left, _LEAST, _MOST)
 
 
-def _by_name(plan: Plan, found: Mapping[str, list[Vector]]) -> dict[str, tuple[float, ...]]:
-    """The entries that stay. A layer that is called more than once has one bias for all calls."""
-    means = {name: np.mean(vectors, axis=0) for name, vectors in found.items()}
-    kept = {name: plan.kept.get(name, {}).get(0) for name in means}
-    return {n: tuple((m if (k := kept[n]) is None else m[list(k)]).tolist()) for n, m in means.items()}
+def _by_name(plan: Plan, found: Mapping[str, Vector]) -> dict[str, tuple[float, ...]]:
+    """The entries that stay."""
+    kept = {name: plan.kept.get(name, {}).get(0) for name in found}
+    return {n: tuple((v if (k := kept[n]) is None else v[list(k)]).tolist()) for n, v in found.items()}
 
 
 def _notes(places: list[_Place | str]) -> Iterator[str]:
@@ -125,7 +129,7 @@ def _observe(model: nn.Module, calls: Invocations, plan: Plan, quantile: int | N
         raise InputError(
             f"compensate: {type(model).__name__} does not run with {', '.join(map(str, calls))}: {brief(error)}"
         ) from error
-    vectors = _Vectors(space, coupling.roots())
+    vectors = _Vectors(space, coupling.roots(), record, reader.statistics)
     places: dict[int, _Place | str] = {}
     for index in reader.moments:
         if quantile is not None and not _behind_batch_norm(record, reader.activations[index]):
@@ -159,9 +163,11 @@ def _place(record: Record, index: int, channels: Ids, vectors: _Vectors) -> _Pla
             break
         (node,) = readers
         if node.op in BATCH_NORMS:
+            if not vectors.are_running(node):
+                return None  # statistics of the batch: it takes the mean off by itself
             mean, variance = vectors.statistics(record, node, channels)
             return _Place(vector or mean, not vector, variance) if vector or mean else None
-        if node.op == "aten::add" and not vector:
+        if node.op == "aten::add" and not vector and dict(node.settings).get("alpha", 1) == 1:
             vector = vectors.added(record, node, channels)
             if not vector:
                 break
@@ -173,17 +179,27 @@ def _place(record: Record, index: int, channels: Ids, vectors: _Vectors) -> _Pla
 class _Vectors:
     """The parameters and buffers of one dimension that lie along channels."""
 
-    def __init__(self, space: SliceSpace, roots: Ids) -> None:
-        self._axes = {name: axes[0].ids for name, axes in space.by_tensor.items() if len(axes) == 1}
+    def __init__(
+        self, space: SliceSpace, roots: Ids, record: Record, statistics: Mapping[int, tuple[int, int]]
+    ) -> None:
+        readers = Counter(name for node in record.nodes for name in _read(record, node))
+        # What something else reads as well must stay what it is there.
+        axes = {name: axes for name, axes in space.by_tensor.items() if readers[name] == 1}
+        self._axes = {name: found[0].ids for name, found in axes.items() if len(found) == 1}
         self._roots = roots
+        self._statistics = statistics
 
     def added(self, record: Record, node: Node, channels: Ids) -> str:
         """The bias that an operator adds along these channels."""
         return next((name for name in _read(record, node) if self._along(name, channels)), "")
 
+    def are_running(self, node: Node) -> bool:
+        """Whether a batch norm normalises by running statistics."""
+        return node.index in self._statistics
+
     def statistics(self, record: Record, node: Node, channels: Ids) -> tuple[str, str]:
-        """The running mean and variance of a batch norm: the last two that it reads."""
-        mean, variance = _read(record, node)[-2:]
+        """The running mean and variance of a batch norm, if it alone reads them."""
+        mean, variance = (_read(record, node)[position] for position in self._statistics[node.index])
         return (mean, variance) if self._along(mean, channels) and self._along(variance, channels) else ("", "")
 
     def _along(self, name: str, channels: Ids) -> bool:

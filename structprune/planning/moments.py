@@ -34,6 +34,7 @@ class MomentReader(Planned):
             removed channels.
         channels: The labels of those output channels.
         activations: The node that made what the contraction reads.
+        statistics: For each batch norm that normalises by running statistics: which of its tensors they are.
     """
 
     def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan, quantile: int | None) -> None:
@@ -41,6 +42,7 @@ class MomentReader(Planned):
         self.moments: dict[int, Moments] = {}
         self.channels: dict[int, Ids] = {}
         self.activations: dict[int, int] = {}
+        self.statistics: dict[int, tuple[int, int]] = {}
         self._quantile = quantile
         self._call: tuple[Operator, Sequence[Any], dict[str, Any]]
 
@@ -48,8 +50,13 @@ class MomentReader(Planned):
         """Run the operator; a batch norm gives a quantile of what it gives in a trained network."""
         out = super().run(node, op, args, kwargs)
         self._call = op, args, kwargs
-        if self._quantile is not None and op.name in BATCH_NORMS:
-            _fill(out, {**dict(zip(op.parameters, args, strict=False)), **kwargs}, node.index, self._quantile)
+        if op.name in BATCH_NORMS:
+            arguments = {**dict(zip(op.parameters, args, strict=False)), **kwargs}
+            given = [name for name in arguments if isinstance(arguments[name], torch.Tensor)]
+            if "running_mean" in given and "running_var" in given and not arguments.get("training"):
+                self.statistics[node.index] = given.index("running_mean"), given.index("running_var")
+            if self._quantile is not None:
+                _fill(out, arguments, node.index, self._quantile)
         return out
 
     def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
@@ -61,7 +68,7 @@ class MomentReader(Planned):
         gone = self.gone(read[0].ids)
         _, _, produced = node.produced[0]
         along = [dim for dim, ids in enumerate(labels[0]) if ids is not None and np.array_equal(ids, produced)]
-        if gone.any() and along:
+        if gone.any() and along and out.numel():
             args, kwargs = _zeroed(args, kwargs, read[0], gone)
             both = (out, op.func(*args, **kwargs))
             self.moments[node.index] = np.array([m for t in both for m in _moments(t, along[0])])
