@@ -1,6 +1,6 @@
 """Prune a sharded checkpoint that memory could not hold: ``python -m tests.bench.sharded FOLDER``.
 
-Makes the weights of a Llama of about 8 GB in shards of 0.5 GB, prunes them in a process that is
+Makes the weights of a Llama of about 8 GB in shards of 0.2 GB, prunes them in a process that is
 limited to 2 GB, and compares every tensor with what the cut in memory gives. The limit is on the
 address space (``RLIMIT_AS``): whatever the process maps or allocates counts, libraries and the shard that
 is open included, so that resident memory cannot pass it either.
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=Size.layers)
-    parser.add_argument("--shard-megabytes", type=int, default=500)
+    parser.add_argument("--shard-megabytes", type=int, default=200)
     parser.add_argument("--limit-megabytes", type=int, default=2000)
     parser.add_argument("--in-limits", metavar="SIZE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
