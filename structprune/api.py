@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from structprune.errors import OptionError
 from structprune.graph.checks import check_model
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.session import Session
@@ -21,6 +20,7 @@ from structprune.plan.options import Granularity, PruningOptions, Ratio, Setting
 from structprune.plan.plan import Plan
 from structprune.planning import make_plan
 from structprune.resolve.resolution import resolve
+from structprune.surgery.optimizer_state import check_optimizer
 
 
 def prune_model(
@@ -33,12 +33,13 @@ def prune_model(
     optimizer: torch.optim.Optimizer | None = None,
     **options: Unpack[PruningOptions],
 ) -> nn.Module:
-    """Remove the weakest channels of a model for good, by weight magnitude, without data.
+    """Remove the weakest channels of a model for good: by weight magnitude and without data, unless told otherwise.
 
     Args:
         model: Any network of PyTorch operators. It is not changed unless ``inplace``.
         ratio: Share of channels to remove of every layer, in [0, 1), or a dict from module pattern
-            to share; layers that no pattern names stay whole.
+            to share; layers that no pattern names stay whole. In its place one of ``macs``, ``params``,
+            ``latency`` and ``speedup`` says what is to be left.
         granularity: ``"filter"`` removes filters whose output stays inside a block, ``"channel"``
             also those that ride a residual stream, the same in every layer that shares the stream.
         example_inputs: What the model takes: a tensor, a tuple of arguments, a dict of keyword
@@ -61,12 +62,7 @@ def prune_model(
         >>> small.fc.in_features
         2048
     """
-    if optimizer is not None and not (inplace and isinstance(optimizer, torch.optim.Optimizer)):
-        raise OptionError(
-            "optimizer goes with inplace=True: a pruned copy has parameters of its own."
-            if not inplace
-            else f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer."
-        )
+    check_optimizer(optimizer, inplace)  # planning takes a while
     plan = plan_pruning(model, ratio, granularity, example_inputs=example_inputs, **options)
     return plan.apply(model, inplace=inplace, optimizer=optimizer)
 

@@ -15,7 +15,7 @@ from structprune.errors import PlanError, StructPruneError
 from structprune.graph.checks import check_model
 from structprune.graph.operators import Operator
 from structprune.graph.record import Record
-from structprune.graph.session import Session, follow
+from structprune.graph.session import Session, follow, labels_of
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocations
 from structprune.meta.replica import duplicate, named_tensors
@@ -127,8 +127,7 @@ class _Unproved(Exception):
 
 def _compare(dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan) -> Proof:
     space = SliceSpace()
-    coupling = Coupling(space)
-    labels = {name: space.add_tensor(name, t.shape) for name, t in named_tensors(dense).items()}
+    coupling, labels = Coupling(space), labels_of(dense, space)
     try:
         plain = follow(dense, calls, Planned(space, coupling, plan, _run), labels)
     except StructPruneError:
@@ -226,10 +225,9 @@ def _check_pair(plan: Plan, dense: nn.Module, pruned: nn.Module) -> None:
     for name, tensor in named_tensors(pruned).items():
         if name in free:
             continue
-        shape = plan.shapes.get(name, ())
-        expected = [len(plan.kept.get(name, {}).get(d, range(n))) for d, n in enumerate(shape)]
-        if name not in plan.shapes or list(tensor.shape) != expected:
-            raise PlanError(f"{name} of the pruned model is {list(tensor.shape)}, its plan says {expected}.")
+        expected = plan.shape_left(name) if name in plan.shapes else ()
+        if name not in plan.shapes or tensor.shape != expected:
+            raise PlanError(f"{name} of the pruned model is {list(tensor.shape)}, its plan says {list(expected)}.")
 
 
 def _first_changed_tensor(plan: Plan, dense: nn.Module, pruned: nn.Module) -> str:

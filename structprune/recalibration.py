@@ -31,6 +31,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         OptionError: There is no batch.
         InputError: It does not run with one of them; its statistics are as they were.
     """
+    if isinstance(batches, torch.Tensor):
+        raise OptionError("batches is one tensor; expected a list of batches: [batch].")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         raise ModelError(f"{type(model).__name__} has no batch norm with running statistics: nothing to recalibrate.")
@@ -50,11 +52,11 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
                     call(model)
         if not number:
             raise OptionError("batches is empty: give at least one batch.")
-    except Exception as error:
+    except BaseException as error:
         for norm, _, buffers in before:
             for name, value in buffers.items():
                 getattr(norm, name).copy_(value)
-        if isinstance(error, (OptionError, InputError)):
+        if isinstance(error, (OptionError, InputError)) or not isinstance(error, Exception):
             raise
         raise InputError(f"{type(model).__name__} does not run with batch {number}: {brief(error)}") from error
     finally:

@@ -111,6 +111,41 @@ def test_global_is_right_where_widths_are_tied() -> None:
     assert structprune.prove(model, small, x)
 
 
+def test_global_treats_layers_of_equal_scores_alike() -> None:
+    plan = structprune.plan_pruning(
+        chain(32, 32, 32, 32),
+        0.5,
+        scope="global",
+        round_to=1,
+        importance=lambda g: [1.0] * g.width,
+        example_inputs=IMAGE,
+    )
+    assert [g.removed for g in plan.groups if g.removed] == [16, 16, 16]
+
+
+@pytest.mark.parametrize("shift", [0.0, -10.0, -1e3])
+def test_global_with_scores_below_zero(shift: float) -> None:
+    """The layer whose scores are spread loses more, wherever zero lies."""
+
+    def spread(group: structprune.Group) -> torch.Tensor:
+        scores = torch.ones(group.width) * 5
+        scores[: group.width // 2] = 0.1 if group.name == "0.weight" else 4.9
+        scores[0] = 0
+        return scores + shift
+
+    plan = structprune.plan_pruning(
+        chain(32, 32, 8), 0.25, scope="global", round_to=1, importance=spread, example_inputs=IMAGE
+    )
+    removed = {g.name: g.removed for g in plan.groups}
+    assert removed["0.weight"] > removed["3.weight"]
+    assert all(0 <= g.score_removed <= 1 for g in plan.groups)
+
+
+def test_the_floor_of_global_is_noted() -> None:
+    plan = structprune.plan_pruning(chain(16, 32, 32, 8), 0.95, scope="global", round_to=1, example_inputs=IMAGE)
+    assert any("keeps its last channels" in note for note in plan.notes)
+
+
 # Uniform widths.
 
 

@@ -22,7 +22,7 @@ from structprune import CheckpointError, Plan, PlanError, StructPruneError
 from structprune.checkpoint.contents import DIGEST, PLAN
 from structprune.meta.replica import named_tensors
 from tests.bench import files, sharded
-from tests.support.small import IMAGE, TinyResNet, chain
+from tests.support.small import IMAGE, Table, TinyResNet, chain
 from tests.zoo.families import Network
 
 TOKENS = torch.arange(6)[None]
@@ -65,21 +65,6 @@ class WithState(nn.Module):
         self.state = state
 
 
-class Cached(nn.Module):
-    """A table that a forward makes anew in the size of its input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 2)
-        self.register_buffer("table", torch.ones(1, 1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.second(self.first(x))
-        if self.table.shape != y.shape[2:]:
-            self.table = torch.ones(y.shape[2:], dtype=y.dtype)
-        return self.head((y * self.table).mean((2, 3)))
-
-
 def weight_normed() -> nn.Module:
     norm = nn.utils.parametrizations.weight_norm
     return nn.Sequential(norm(nn.Linear(8, 32)), nn.ReLU(), norm(nn.Linear(32, 4)))
@@ -94,7 +79,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, Callable[[nn.Mo
     "double": (lambda: chain(16, 16), IMAGE.double(), nn.Module.double),
     "channels last": (lambda: chain(16, 16), IMAGE, lambda m: m.to(memory_format=torch.channels_last)),  # type: ignore[call-overload]
     "parametrised": (weight_normed, torch.randn(2, 8), nn.Module.eval),
-    "cached": (Cached, torch.randn(1, 3, 12, 12), lambda m: m(torch.randn(1, 3, 9, 9))),
+    "cached": (Table, torch.randn(1, 3, 12, 12), lambda m: m(torch.randn(1, 3, 9, 9))),
 }
 
 

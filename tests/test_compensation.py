@@ -253,6 +253,8 @@ def test_recalibration_that_fails_changes_nothing() -> None:
         structprune.recalibrate(model, [IMAGE.repeat(2, 1, 1, 1), torch.zeros(1, 5, 4, 4)])
     with pytest.raises(OptionError, match="batches is empty"):
         structprune.recalibrate(model, [])
+    with pytest.raises(OptionError, match="batches is one tensor; expected a list"):
+        structprune.recalibrate(model, IMAGE)
     with pytest.raises(ModelError, match="has no batch norm"):
         structprune.recalibrate(nn.Linear(2, 2), [torch.zeros(1, 2)])
     after = model.state_dict()

@@ -150,6 +150,14 @@ def test_raw_parameters_fall_back_to_magnitude() -> None:
     assert plan.kept == structprune.plan_pruning(model, 0.5, **options).kept
 
 
+def test_what_has_no_score_is_noted() -> None:
+    plan = structprune.plan_pruning(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), 0.5, importance=CRITERIA["bn scale"](),
+        example_inputs=IMAGE, round_to=1, keep_representation=False,
+    )  # fmt: skip
+    assert "0.weight: BNScaleImportance has no score for it, ranked by the L2 norm" in plan.notes
+
+
 # Our own.
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import structprune
 from structprune import Plan, PlanError
-from tests.support.small import IMAGE, TinyResNet, chain
+from tests.support.small import IMAGE, Table, TinyResNet, chain
 
 
 def widths(model: Any) -> list[int]:
@@ -71,6 +71,13 @@ def test_rounding(width: int, ratio: float, round_to: Any, left: int) -> None:
         return
     small = structprune.prune_model(model, ratio, example_inputs=IMAGE, round_to=round_to)
     assert widths(small) == [left, 8]
+
+
+def test_a_pattern_that_changes_nothing_is_noted() -> None:
+    plan = structprune.plan_pruning(chain(16, 16), 0.5, example_inputs=IMAGE, ignore=["1", "3"])
+    assert [n for n in plan.notes if "names no layer" in n] == [
+        "'1' names no layer that produces channels, and changes nothing"
+    ]
 
 
 def test_ratio_by_pattern_and_ignore() -> None:
@@ -153,21 +160,6 @@ def test_broken_json(change: dict[str, Any], message: str) -> None:
 def test_no_json(text: str) -> None:
     with pytest.raises(PlanError, match="plan"):
         Plan.from_json(text)
-
-
-class Table(nn.Module):
-    """A table of positions that the forward makes anew when the image has another size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 2)
-        self.register_buffer("table", torch.zeros(1, 1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.second(self.first(x))
-        if self.table.shape != y.shape[2:]:
-            self.table = torch.ones(y.shape[2:], dtype=y.dtype, device=y.device)
-        return self.head((y * self.table).mean((2, 3)))
 
 
 def test_buffers_that_a_forward_makes_anew_do_not_matter() -> None:

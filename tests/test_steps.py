@@ -24,10 +24,14 @@ NETWORKS: dict[str, tuple[Any, torch.Tensor, dict[str, Any]]] = {
 
 
 def trained_steps(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, steps: int) -> None:
-    for _ in range(steps):
+    def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -62,6 +66,13 @@ def test_the_second_part_of_a_plan() -> None:
     second = structprune.plan_pruning(once, 0.5, example_inputs=IMAGE, round_to=1)
     again = first.then(second).after(first)
     assert (again.kept, again.attributes, again.shapes) == (second.kept, second.attributes, second.shapes)
+    assert (again.params, again.macs, again.settings) == (second.params, second.macs, dict(second.settings))
+    for mine, theirs in zip(again.groups, second.groups, strict=True):
+        assert (mine.width, mine.removed) == (theirs.width, theirs.removed)
+        assert abs(mine.score_removed - theirs.score_removed) < 1e-9 and mine.removed <= mine.width
+    others = structprune.plan_pruning(model, {"3": 0.5}, example_inputs=IMAGE, round_to=1)
+    with pytest.raises(PlanError, match=r"which cuts 0\.weight where it does not"):
+        others.after(structprune.plan_pruning(model, {"0": 0.5}, example_inputs=IMAGE, round_to=1))
     with pytest.raises(PlanError, match=r"The second plan does not follow this one: 0\.weight is \[12"):
         first.then(first)
     with pytest.raises(PlanError, match=r"does not begin with that one, which removes slices of .* that it keeps"):
@@ -194,6 +205,7 @@ def test_iterative_pruning_while_training() -> None:
     [
         (lambda model: torch.optim.Adafactor(model.parameters(), 1e-2), ModelError, "keeps 'row_var' .* make a new"),
         (lambda model: torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1), OptionError, "holds no parameter of this"),
+        (lambda model: torch.optim.LBFGS(model.parameters(), max_iter=2), ModelError, "keeps '.*' .* make a new"),
         (lambda model: "adam", OptionError, r"optimizer is a str; expected a torch\.optim\.Optimizer"),
     ],
 )

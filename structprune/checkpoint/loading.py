@@ -20,7 +20,7 @@ from structprune.checkpoint.contents import (
     read_layouts,
     unpacked_plan,
 )
-from structprune.checkpoint.names import Names, check_shapes, own_states, same_kind, shape_left
+from structprune.checkpoint.names import Names, check_shapes, own_states, same_kind
 from structprune.checkpoint.reading import TensorFiles
 from structprune.errors import CheckpointError, PlanError
 from structprune.graph.checks import check_model
@@ -133,7 +133,7 @@ def _sources(meant: Mapping[str, str]) -> dict[str, str]:
 
 def _check_headers(files: TensorFiles, plan: Plan, meant: Mapping[str, str], names: Names, free: set[str]) -> None:
     checked = {stored: first for stored, first in meant.items() if first not in free}
-    expected = {stored: shape_left(plan, first) for stored, first in checked.items()}
+    expected = {stored: plan.shape_left(first) for stored, first in checked.items()}
     check_shapes(expected, {n: files.entries[n].shape for n in meant}, "what it holds is not what its plan leaves")
     for stored, first in checked.items():
         dtype, dense = files.entries[stored].dtype, names.tensors[first].dtype

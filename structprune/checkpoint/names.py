@@ -9,7 +9,6 @@ from torch import nn
 
 from structprune.errors import CheckpointError, nearest
 from structprune.meta.replica import named_tensors, walk
-from structprune.plan.plan import Plan
 
 _SHOWN = 5
 
@@ -66,12 +65,6 @@ def own_states(model: nn.Module) -> dict[str, nn.Module]:
     return {
         path: module for path, module in walk(model) if type(module).get_extra_state is not nn.Module.get_extra_state
     }
-
-
-def shape_left(plan: Plan, name: str) -> tuple[int, ...]:
-    """The shape that a plan leaves of a tensor."""
-    kept = plan.kept.get(name, {})
-    return tuple(len(kept[d]) if d in kept else size for d, size in enumerate(plan.shapes[name]))
 
 
 def same_kind(one: torch.dtype, other: torch.dtype) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from structprune.checkpoint.contents import EXTRA_STATE, LAYOUTS, PLAN, dim_order, packed_plan
-from structprune.checkpoint.names import check_shapes, own_states, shape_left
+from structprune.checkpoint.names import check_shapes, own_states
 from structprune.checkpoint.writing import DTYPES, Entry, in_place_of, write_tensors
 from structprune.errors import CheckpointError
 from structprune.graph.checks import check_model
@@ -68,7 +68,7 @@ def _check_cut(pruned: nn.Module, plan: Plan, tensors: Mapping[str, torch.Tensor
             "Change the dense model in this way and prune that one."
         )
     free = plan.free_buffers(pruned)
-    expected = {name: shape_left(plan, name) for name in tensors if name not in free}
+    expected = {name: plan.shape_left(name) for name in tensors if name not in free}
     check_shapes(
         expected, {n: tuple(t.shape) for n, t in tensors.items()}, f"This {kind} was changed since it was pruned"
     )

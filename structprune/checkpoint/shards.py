@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from structprune.checkpoint.contents import KEYS, PLAN, packed_plan
-from structprune.checkpoint.names import Names, check_shapes, own_states, same_kind, shape_left
+from structprune.checkpoint.names import Names, check_shapes, own_states, same_kind
 from structprune.checkpoint.reading import TensorFiles
 from structprune.checkpoint.writing import Entry, in_place_of, write_tensors
 from structprune.errors import CheckpointError
@@ -114,7 +114,7 @@ def _write(files: TensorFiles, meant: Mapping[str, str], plan: Plan, folder: Pat
     """Every file again, its tensors cut, then the index."""
     cut, entries = plan.cut, dict(files.entries)
     for stored, first in meant.items():
-        entries[stored] = Entry(entries[stored].dtype, shape_left(plan, first))
+        entries[stored] = Entry(entries[stored].dtype, plan.shape_left(first))
     sizes = {file: sum(entries[n].nbytes for n, f in files.file_of.items() if f == file) for file in files.metadata}
     text = packed_plan(plan.to_json(), min(sizes.values()))
 

@@ -96,7 +96,7 @@ class Session:
         self, decisions: Decisions, modes: Iterable[bool] = (False, True)
     ) -> tuple[SliceSpace, Coupling, list[Record]]:
         space = SliceSpace()
-        labels, coupling = self.label(space), Coupling(space)
+        labels, coupling = labels_of(self.replica, space), Coupling(space)
         observers = [
             Discovery(
                 space,
@@ -122,10 +122,6 @@ class Session:
         """Run one mode of a (dense or cut) replica under an observer."""
         self._mode = observer.record.training
         return follow(model, self.calls[self._mode], observer, labels)
-
-    def label(self, space: SliceSpace) -> dict[str, Labels]:
-        """Give every parameter and buffer its slices."""
-        return {name: space.add_tensor(name, t.shape) for name, t in named_tensors(self.replica).items()}
 
     def _settle(self, candidates: Iterable[Invocations], given: bool) -> None:
         """Take the first inputs that run in both modes, else the first that run in evaluation."""
@@ -174,6 +170,11 @@ class Session:
                 if not self._mode:
                     break
         return failure
+
+
+def labels_of(model: nn.Module, space: SliceSpace) -> dict[str, Labels]:
+    """Give every parameter and buffer of a model its slices."""
+    return {name: space.add_tensor(name, tensor.shape) for name, tensor in named_tensors(model).items()}
 
 
 def follow(model: nn.Module, calls: Invocations, observer: Observer, labels: dict[str, Labels]) -> Record:

@@ -57,8 +57,16 @@ class Search:
         self._built: dict[frozenset[tuple[Field, Any]], Sizes | None] = {}
         self._pins: Values = {}
         self._steps: list[tuple[Field, Any]] = []
-        self._ratios = sorted(set(ratios))
+        self._ratios = sorted({*ratios, *self._off()})
         self._fractions = sorted({Fraction(new, old) for old, new in self._ratios})
+
+    def _off(self) -> Iterator[tuple[int, int]]:
+        """Sizes that the config builds beside those wanted: it may have been fitted to an earlier cut."""
+        built = self.built({})
+        for name, shape in self.wanted.shapes.items() if built is not None else ():
+            other = built.shapes.get(name, ()) if built is not None else ()
+            if len(other) == len(shape):
+                yield from ((a, b) for a, b in zip(other, shape, strict=True) if a > b > 0)
 
     def solutions(self) -> Iterator[Values]:
         """Changes that build exactly the wanted shapes; those first whose modules hold most of the same numbers.

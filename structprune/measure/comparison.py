@@ -189,8 +189,7 @@ def compare(
     runners = [Runner(model, calls, setting) for model in (dense, pruned)]
     counts = [count_flops(runner.model, runner.calls) for runner in runners]
     samples, busy = in_turn(runners)
-    ratios = np.asarray(samples[0]) / np.asarray(samples[1])
-    interval = bootstrap_interval(ratios)
+    ratios, speedup, interval = speedup_of(samples)
     countable = bool(counts[0].macs and counts[1].macs)
     theoretical = counts[0].macs / counts[1].macs if countable else math.nan
     short = not busy and interval[1] < _FALLS_SHORT * theoretical
@@ -198,13 +197,21 @@ def compare(
         dense=_measured(runners[0], counts[0], samples[0], busy),
         pruned=_measured(runners[1], counts[1], samples[1], busy),
         ratios=tuple(map(float, ratios)),
-        speedup=float(np.median(ratios)),
+        speedup=speedup,
         speedup_interval=interval,
         theoretical_speedup=theoretical,
         causes=likely_causes(dense, pruned, calls, runners, counts) if short else (),
         stages=stages_of(runners, counts),
         busy=busy,
     )
+
+
+def speedup_of(
+    samples: Sequence[Sequence[float]],
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float, tuple[float, float]]:
+    """The ratios of two models' seconds by round, dense over pruned, their median, and its 95 % interval."""
+    ratios = np.asarray(samples[0]) / np.asarray(samples[1])
+    return ratios, float(np.median(ratios)), bootstrap_interval(ratios)
 
 
 def bootstrap_interval(ratios: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:

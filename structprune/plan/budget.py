@@ -42,8 +42,8 @@ class Selection:
         if group.index not in self.removed:
             return 0.0
         scores = self.scores[group.channels]
-        total = float(scores.sum())
-        return float(scores[~self.present[group.channels]].sum()) / total if total else 0.0
+        total = float(np.abs(scores).sum())
+        return float(np.abs(scores[~self.present[group.channels]]).sum()) / total if total > 0 else 0.0
 
 
 def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Selection:
@@ -72,9 +72,8 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Select
             group, stratum = strata[index].group, strata[index].channels
             if left == len(stratum):
                 continue
-            if _floored(share, len(stratum)) > len(stratum) - left and (
-                left * strata[index].slices <= _floor(settings.round_to)
-            ):
+            emptied = _floored(share, len(stratum)) > len(stratum) - left
+            if share == _MOST or (emptied and left * strata[index].slices <= _floor(settings.round_to)):
                 selection.floored.append(group.name)
             # Equal scores keep the lower index: a stable sort by falling score.
             weakest = stratum[np.argsort(-scores[stratum], kind="stable")[left:]]
@@ -103,9 +102,15 @@ def _asked(strata: list[Stratum], bundles: list[list[int]], settings: Settings, 
 
 def _weakest_of_all(strata: list[Stratum], ratio: float, scores: Scores) -> list[int]:
     """How many channels of each stratum are among the weakest of all, scores beside the mean of their stratum."""
-    relative = [scores[s.channels] / (scores[s.channels].mean() or 1.0) for s in strata]
+    relative, place = [], []
+    for stratum in strata:
+        own = scores[stratum.channels]
+        own = own - min(own.min(), 0.0)  # scores below 0 have no mean to stand beside
+        relative.append(own / (own.mean() or 1.0))
+        place.append(np.argsort(np.argsort(own, kind="stable"), kind="stable") / len(own))
     owner = np.repeat(np.arange(len(strata)), [len(r) for r in relative])
-    weakest = np.argsort(np.concatenate(relative), kind="stable")[: _floored(ratio, len(owner))]
+    # Equal scores: all layers lose alike, not the first ones everything.
+    weakest = np.lexsort((np.concatenate(place), np.concatenate(relative)))[: _floored(ratio, len(owner))]
     counts: list[int] = np.bincount(owner[weakest], minlength=len(strata)).tolist()
     return counts
 

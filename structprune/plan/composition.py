@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from structprune.errors import PlanError
-from structprune.graph.slices import Ids
 from structprune.surgery.cut import AttributeChange, Vector
 
 Kept = Mapping[str, Mapping[int, tuple[int, ...]]]
@@ -39,7 +38,7 @@ def composed(first: Cuts, second: Cuts) -> Cuts:
         old = change.old if before is None else before.old
         changes[change.module, change.name] = AttributeChange(change.module, change.name, old, change.new)
     return Cuts(
-        _by_axis(first.kept, second.kept, lambda kept, again: kept[again]),
+        _both(first.kept, second.kept),
         tuple(c for c in changes.values() if c.old != c.new),
         _stored(shifts),
         _stored(scales),
@@ -52,6 +51,9 @@ def remainder(whole: Cuts, first: Cuts) -> Cuts:
     Raises:
         PlanError: The first removes what the whole keeps.
     """
+    for name, dims in first.kept.items():
+        if not dims.keys() <= whole.kept.get(name, {}).keys():
+            raise PlanError(f"The plan does not begin with that one, which cuts {name} where it does not.")
     shifts, scales = {}, {}
     for name in {*whole.shifts, *whole.scales}:
         kept = _second(whole.kept, first.kept, name).get(0)
@@ -73,15 +75,12 @@ def remainder(whole: Cuts, first: Cuts) -> Cuts:
     )
 
 
-def _by_axis(first: Kept, second: Kept, pick: Callable[[Ids, Ids], Ids]) -> dict[str, dict[int, tuple[int, ...]]]:
+def _both(first: Kept, second: Kept) -> Kept:
     found: dict[str, dict[int, tuple[int, ...]]] = {name: dict(dims) for name, dims in first.items()}
     for name, dims in second.items():
         for dim, again in dims.items():
             kept = found.setdefault(name, {}).get(dim)
-            if kept is None:
-                found[name][dim] = again
-            else:
-                found[name][dim] = tuple(pick(np.array(kept), np.array(again)).tolist())
+            found[name][dim] = again if kept is None else tuple(kept[index] for index in again)
     return found
 
 

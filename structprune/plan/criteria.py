@@ -40,6 +40,7 @@ class TorchPruning:
     """
 
     def __init__(self, importance: Any, model: nn.Module, otherwise: Norms) -> None:
+        self.notes: list[str] = []
         self._importance = importance
         self._model = model
         self._otherwise = otherwise
@@ -56,10 +57,17 @@ class TorchPruning:
                 channels = group.channels[marks[group.channels] == mark]
                 found = self._score(graph, group, channels, layers)
                 if found is None:
+                    self._note(group)
                     scores[channels] = self._otherwise.scores(graph, [group])[channels]
                 else:
                     scores[channels] = found
         return scores
+
+    def _note(self, group: Group) -> None:
+        name = type(self._importance).__name__
+        said = f"{group.name}: {name} has no score for it, ranked by the L2 norm"
+        if said not in self.notes:
+            self.notes.append(said)
 
     def _score(self, graph: DependencyGraph, group: Group, channels: Ids, layers: list[_Layer]) -> Scores | None:
         position = np.full(graph.space.size, -1)

@@ -22,7 +22,13 @@ _STRETCH = 1 << 22
 
 
 class Ranking(Protocol):
-    """A way to score channels."""
+    """A way to score channels.
+
+    Attributes:
+        notes: What the user should know of the scores.
+    """
+
+    notes: list[str]
 
     def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
         """Score the channels of groups.
@@ -66,6 +72,7 @@ class Norms:
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], order: int = 2) -> None:
+        self.notes: list[str] = []
         self._tensors = weights
         self._order = order
         self._known: dict[tuple[bool, tuple[int, int], int], Scores] = {}
@@ -109,6 +116,7 @@ class Random:
     """The same random score for a slice in every graph of a plan; ``torch.manual_seed`` decides which."""
 
     def __init__(self) -> None:
+        self.notes: list[str] = []
         self._seed = int(torch.randint(2**31, (1,)))
 
     def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
@@ -120,6 +128,7 @@ class Scored:
     """Scores by a function of a group."""
 
     def __init__(self, criterion: Criterion) -> None:
+        self.notes: list[str] = []
         self._criterion = criterion
 
     def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from structprune.errors import OptionError, PlanError
+from structprune.errors import PlanError
 from structprune.graph.checks import check_model
 from structprune.meta.replica import named_tensors
 from structprune.plan import schema
@@ -18,6 +18,7 @@ from structprune.plan.composition import Cuts, composed, remainder
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
 from structprune.surgery.attributes import holds_size, read_held
 from structprune.surgery.cut import AttributeChange, Cut, Vector
+from structprune.surgery.optimizer_state import check_optimizer
 from structprune.surgery.slicing import cut_copy, cut_in_place
 
 # A pruned model carries its plan as text, so that a pickle of it does not need structprune.
@@ -85,8 +86,7 @@ class Plan:
         """
         check_model(model)
         self.check_fits(model)
-        if optimizer is not None and not inplace:
-            raise OptionError("optimizer goes with inplace=True: a pruned copy has parameters of its own.")
+        check_optimizer(optimizer, inplace)
         # Before the cut: what is carried may be from another release.
         carried = _whole(carried_plan(model), self).to_json()
         if inplace:
@@ -106,7 +106,7 @@ class Plan:
         """
         # A buffer that neither cuts may have been filled anew, in another shape.
         cut = self.kept.keys() | second.kept.keys()
-        left = {name: _left(self, name) if name in cut else second.shapes.get(name, ()) for name in self.shapes}
+        left = {name: self.shape_left(name) if name in cut else second.shapes.get(name, ()) for name in self.shapes}
         if left != dict(second.shapes):
             raise PlanError(f"The second plan does not follow this one: {_difference(second.shapes, left)}")
         steps = [*self.settings.get("steps", [self.settings]), *second.settings.get("steps", [second.settings])]
@@ -129,9 +129,23 @@ class Plan:
         """
         if dict(first.shapes) != dict(self.shapes):
             raise PlanError(f"The plan does not begin with that one: {_difference(self.shapes, first.shapes)}")
-        cuts = remainder(self._cuts, first._cuts)
-        shapes = {name: _left(first, name) for name in self.shapes}
-        return replace(self, shapes=shapes, params=(first.params[1], self.params[1]), **cuts._asdict())
+        groups = {group.name: group for group in first.groups}
+        steps, done = self.settings.get("steps", []), first.settings.get("steps", [first.settings])
+        rest = steps[len(done) :]
+        return replace(
+            self,
+            settings=rest[0] if len(rest) == 1 else {**self.settings, "steps": rest},
+            shapes={name: first.shape_left(name) for name in self.shapes},
+            groups=tuple(group.after(groups.get(group.name)) for group in self.groups),
+            params=(first.params[1], self.params[1]),
+            macs=(first.macs[1], self.macs[1]),
+            **remainder(self._cuts, first._cuts)._asdict(),
+        )
+
+    def shape_left(self, name: str) -> tuple[int, ...]:
+        """The shape that the plan leaves of a tensor."""
+        kept = self.kept.get(name, {})
+        return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(self.shapes[name]))
 
     @property
     def _cuts(self) -> Cuts:
@@ -280,12 +294,6 @@ def _whole(before: Plan | None, plan: Plan) -> Plan:
     except PlanError:
         said = "the model was changed since it was pruned before (a new head, a wrapper): this plan begins after that"
         return replace(plan, notes=(*plan.notes, said))
-
-
-def _left(plan: Plan, name: str) -> tuple[int, ...]:
-    """The shape of a tensor after a plan."""
-    kept = plan.kept.get(name, {})
-    return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(plan.shapes[name]))
 
 
 def _difference(expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]) -> str:

@@ -43,10 +43,9 @@ class Planned(Discovery):
         if effect is None:
             return True
         left, right = effect
-        known = len(self._gone)  # what came later lies on no axis, and the plan says nothing of it
-        gone = self._gone[left[left < known]]
         if right is None:
-            return not gone.any()
+            return not self.gone(left).any()
+        known = len(self._gone)
         both = (left < known) & (right < known)
         return bool((self._gone[left[both]] == self._gone[right[both]]).all())
 

@@ -36,6 +36,21 @@ class GroupPlan:
         lost = 1 - (1 - self.score_removed) * (1 - second.score_removed)
         return replace(self, removed=self.removed + second.removed, reason="", score_removed=lost)
 
+    def after(self, first: GroupPlan | None) -> GroupPlan:
+        """What another cut, which came first, leaves to do of this one."""
+        if first is None or not first.removed:
+            return self
+        left = (first.width - first.removed) / first.width
+        kept = (1 - self.score_removed) / (1 - first.score_removed) if first.score_removed < 1 else 1.0
+        return replace(
+            self,
+            width=first.width - first.removed,
+            removed=self.removed - first.removed,
+            params=round(self.params * left),
+            macs=round(self.macs * left),
+            score_removed=1 - kept,
+        )
+
     @property
     def params_saved(self) -> int:
         """Parameters that go with the removed channels, to first order."""

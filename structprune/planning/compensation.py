@@ -20,11 +20,10 @@ from torch import nn
 
 from structprune.errors import InputError, ModelError, StructPruneError
 from structprune.graph.record import Node, Record
-from structprune.graph.session import follow, has_values
+from structprune.graph.session import follow, has_values, labels_of
 from structprune.graph.slices import Coupling, Ids, SliceSpace
 from structprune.inputs import Invocations, read_inputs
 from structprune.meta.forward import brief
-from structprune.meta.replica import named_tensors
 from structprune.plan.plan import Plan
 from structprune.planning.moments import BATCH_NORMS, QUANTILES, MomentReader, Moments
 from structprune.surgery.cut import Vector
@@ -118,8 +117,7 @@ class _Seen(NamedTuple):
 
 def _observe(model: nn.Module, calls: Invocations, plan: Plan, quantile: int | None) -> _Seen:
     space = SliceSpace()
-    coupling = Coupling(space)
-    labels = {name: space.add_tensor(name, t.shape) for name, t in named_tensors(model).items()}
+    coupling, labels = Coupling(space), labels_of(model, space)
     reader = MomentReader(space, coupling, plan, quantile)
     try:
         record = follow(model, calls, reader, labels)

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils._pytree import tree_map_only
 
 from structprune.graph.operators import Operator
-from structprune.graph.record import Node, Operand
-from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
-from structprune.meta.signature import tensors_of
+from structprune.graph.record import Node
+from structprune.graph.slices import Coupling, Ids, Labels, SliceSpace
 from structprune.plan.plan import Plan
 from structprune.plan.planned import Planned
+from structprune.resolve.masking import filled
 
 BATCH_NORMS = frozenset(
     f"aten::{name}"
@@ -69,7 +68,7 @@ class MomentReader(Planned):
         _, _, produced = node.produced[0]
         along = [dim for dim, ids in enumerate(labels[0]) if ids is not None and np.array_equal(ids, produced)]
         if gone.any() and along and out.numel():
-            args, kwargs = _zeroed(args, kwargs, read[0], gone)
+            args, kwargs = filled(args, kwargs, read[0], gone, 0.0)
             both = (out, op.func(*args, **kwargs))
             self.moments[node.index] = np.array([m for t in both for m in _moments(t, along[0])])
             self.channels[node.index] = produced
@@ -88,14 +87,6 @@ def _moments(tensor: torch.Tensor, along: int) -> tuple[Moments, Moments]:
     """Mean and mean square over all dimensions but one."""
     rows = tensor.detach().double().movedim(along, 0).flatten(1) if tensor.ndim > 1 else tensor.double()[:, None]
     return rows.mean(1).cpu().numpy(), rows.square().mean(1).cpu().numpy()
-
-
-def _zeroed(args: Sequence[Any], kwargs: dict[str, Any], operand: Operand, gone: Mask) -> Any:
-    """The arguments with the removed channels of one operand zeroed."""
-    original = [t for a in (*args, *kwargs.values()) for t in tensors_of(a)][operand.position]
-    index = torch.from_numpy(gone.nonzero()[0]).to(original.device)
-    zeroed = original.index_fill(operand.dim, index, 0.0)
-    return tree_map_only(torch.Tensor, lambda t: zeroed if t is original else t, (list(args), kwargs))
 
 
 def _fill(out: Any, arguments: dict[str, Any], seed: int, quantile: int) -> None:

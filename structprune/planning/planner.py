@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from structprune.meta.replica import named_tensors
 from structprune.plan.budget import Selection, select
 from structprune.plan.costs import costs_of
 from structprune.plan.importance import Ranking, name_of, ranking_of
-from structprune.plan.options import Settings
+from structprune.plan.options import Settings, matches
 from structprune.plan.plan import Plan
 from structprune.plan.sensitivity import GroupPlan
 from structprune.plan.strata import eligible_groups
@@ -57,7 +57,15 @@ class Planner:
             NothingToPruneError: It would remove nothing, though the settings ask for it.
             UntracedParameterError: It would change sizes that an unread parameter shares.
         """
-        plan, graph = self.sketch(settings)
+        return self.checked(*self.sketch(settings), settings)
+
+    def checked(self, plan: Plan, graph: DependencyGraph, settings: Settings) -> Plan:
+        """A sketch that may be carried out.
+
+        Raises:
+            NothingToPruneError: It would remove nothing, though the settings ask for it.
+            UntracedParameterError: It would change sizes that an unread parameter shares.
+        """
         if not plan.kept and _asks_for_something(settings):
             raise NothingToPruneError(_nothing(plan))
         if plan.kept and not settings.allow_untraced:
@@ -77,7 +85,17 @@ class Planner:
         resolved = resolve_again(self._session, known, choose) if known else resolve(self._session, choose)
         if resolved.cut.kept:
             self._known = known or resolved
-        return _plan(self._model, resolved, selections[id(resolved.graph)], settings), resolved.graph
+        plan = _plan(self._model, resolved, selections[id(resolved.graph)], settings)
+        notes = (*self._ranking.notes, *_idle(settings, resolved.graph))
+        return replace(plan, notes=(*plan.notes, *notes)), resolved.graph
+
+
+def _idle(settings: Settings, graph: DependencyGraph) -> list[str]:
+    """Patterns that name no layer that produces channels, such as a batch norm's."""
+    producers = [producer.name for group in graph.groups for producer in group.producers]
+    patterns = [*settings.ignore, *(settings.ratio if isinstance(settings.ratio, Mapping) else ())]
+    idle = [pattern for pattern in patterns if not any(matches(pattern, name) for name in producers)]
+    return [f"{pattern!r} names no layer that produces channels, and changes nothing" for pattern in idle]
 
 
 def _select(ranking: Ranking, graph: DependencyGraph, settings: Settings) -> Selection:

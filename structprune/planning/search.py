@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from structprune.errors import ModelError, OptionError
-from structprune.measure.comparison import bootstrap_interval
+from structprune.graph.groups import DependencyGraph
+from structprune.graph.session import has_values
+from structprune.measure.comparison import speedup_of
 from structprune.measure.latency import in_turn, timed_calls
 from structprune.measure.runner import Runner, read_setting
-from structprune.meta.replica import named_tensors
 from structprune.plan.options import Settings, Target
 from structprune.plan.plan import Plan
 from structprune.planning.planner import Planner
@@ -50,7 +50,7 @@ def cost_of(target: Target, model: nn.Module, example_inputs: Any) -> Measure:
     def counted(plan: Plan) -> Cost:
         before, after = getattr(plan, target.quantity)
         share = after / before if before else 1.0
-        return Cost(share, share, f"{100 * share:.1f} % of the {_UNITS[target.quantity]}")
+        return Cost(share, share, f"{100 * share:.1f} % of the {_UNITS[target.quantity]} are left")
 
     return counted
 
@@ -62,7 +62,7 @@ class _Timing:
     """Times the dense and the cut network in turn, as ``compare`` does."""
 
     def __init__(self, model: nn.Module, example_inputs: Any, target: Target) -> None:
-        if any(tensor.is_meta for tensor in named_tensors(model).values()):
+        if not has_values(model):
             raise ModelError(f"{target.asked} is measured, and the model is on the meta device: load its weights.")
         self._model = model
         self._setting = read_setting(target.measure)
@@ -72,9 +72,10 @@ class _Timing:
     def __call__(self, plan: Plan) -> Cost:
         pruned = Runner(cut_copy(self._model, plan.cut), self._calls, self._setting)
         samples, busy = in_turn([self._dense, pruned])
-        ratios = np.asarray(samples[0]) / np.asarray(samples[1])
-        speedup, (low, high) = float(np.median(ratios)), bootstrap_interval(ratios)
-        said = f"{speedup:.2f} times as fast (95 % interval {low:.2f} to {high:.2f}, on {self._setting.device_name})"
+        _, speedup, (low, high) = speedup_of(samples)
+        said = (
+            f"it is {speedup:.2f} times as fast (95 % interval {low:.2f} to {high:.2f}, on {self._setting.device_name})"
+        )
         return Cost(1 / speedup, 1 / low, f"{said}; not to be trusted: {busy}" if busy else said)
 
 
@@ -96,12 +97,12 @@ def search(planner: Planner, settings: Settings, target: Target, measure: Measur
         if most.surely > target.share:
             raise OptionError(
                 f"{target.asked} cannot be reached: with {_HIGHEST:.0%} of the channels removed that may go, "
-                f"{most.said} are left. {_ways_on(settings)}"
+                f"{most.said}. {_ways_on(settings)}"
             )
     timed = target.quantity == "latency"
     enough = target.share * (1 - _NEAR_IN_TIME) if timed else target.share - _NEAR
     for _ in range(_STEPS_IN_TIME if timed else _STEPS):
-        if trials.cost(high).share >= enough:
+        if trials.at(high).share >= enough:
             break
         ratio = (low + high) / 2
         if trials.at(ratio).surely <= target.share:
@@ -109,16 +110,16 @@ def search(planner: Planner, settings: Settings, target: Target, measure: Measur
         else:
             low = ratio
     best = replace(settings, ratio=high)
-    if not timed and settings.scope == "local" and trials.cost(high).share < enough:
+    if not timed and settings.scope == "local" and trials.at(high).share < enough:
         best = _finer(trials, best, low, target)
-    plan = planner.plan(best)
-    said = trials.known[best.ratio, best.finer].said  # type: ignore[index]
-    return replace(plan, notes=(f"{target.asked}: met at ratio {_number(best)}, {said}", *plan.notes))
+    plan = planner.checked(*trials.plans[_key(best)], best)
+    note = f"{target.asked}: met at ratio {trials.number(best)}, {trials.costs[_key(best)].said}"
+    return replace(plan, notes=(note, *plan.notes))
 
 
 def _finer(trials: _Trials, settings: Settings, low: float, target: Target) -> Settings:
     """Layers of one width shrink at the same ratio: let only the first of them, as many as it takes."""
-    enough, few, many = settings, 0, trials.groups
+    enough, few, many = settings, 0, len(trials.names)
     while many - few > 1:
         middle = (few + many) // 2
         tried = replace(settings, finer=(middle, low))
@@ -129,34 +130,42 @@ def _finer(trials: _Trials, settings: Settings, low: float, target: Target) -> S
     return enough
 
 
+_Key = tuple[Any, tuple[int, float] | None]
+
+
+def _key(settings: Settings) -> _Key:
+    return settings.ratio, settings.finer
+
+
 class _Trials:
-    """Plans made on the way, and what they leave."""
+    """Plans made on the way, with the graphs that they were made on, and what they leave."""
 
     def __init__(self, planner: Planner, settings: Settings, measure: Measure) -> None:
         self._planner, self._settings, self._measure = planner, settings, measure
-        self.known: dict[tuple[float, tuple[int, float] | None], Cost] = {}
-        self.groups = 0
+        self.plans: dict[_Key, tuple[Plan, DependencyGraph]] = {}
+        self.costs: dict[_Key, Cost] = {}
+        self.names: list[str] = []
 
     def at(self, ratio: float) -> Cost:
         """What one ratio for all layers leaves."""
         return self.of(replace(self._settings, ratio=ratio))
 
-    def cost(self, ratio: float) -> Cost:
-        """What was found for a ratio that was tried."""
-        return self.known[ratio, None]
-
     def of(self, settings: Settings) -> Cost:
         """What settings leave."""
-        plan, graph = self._planner.sketch(settings)
-        self.groups = len(graph.groups)
-        cost = self.known[settings.ratio, settings.finer] = self._measure(plan)  # type: ignore[index]
-        _log.info("ratio %s: %s", _number(settings), cost.said)
-        return cost
+        key = _key(settings)
+        if key not in self.costs:
+            plan, graph = self.plans[key] = self._planner.sketch(settings)
+            self.names = [group.name for group in graph.groups]
+            self.costs[key] = self._measure(plan)
+            _log.info("ratio %s: %s", self.number(settings), self.costs[key].said)
+        return self.costs[key]
 
-
-def _number(settings: Settings) -> str:
-    ratio = f"{settings.ratio:.4f}"
-    return f"{ratio}, from group {settings.finer[0]} on {settings.finer[1]:.4f}" if settings.finer else ratio
+    def number(self, settings: Settings) -> str:
+        """The ratio as people read it."""
+        ratio = f"{settings.ratio:.4f}"
+        return (
+            f"{ratio} before {self.names[settings.finer[0]]}, a little less from there on" if settings.finer else ratio
+        )
 
 
 def _ways_on(settings: Settings) -> str:

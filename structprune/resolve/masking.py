@@ -52,6 +52,19 @@ def in_double(arguments: Any) -> Any:
     return arguments
 
 
+def filled(
+    args: Sequence[Any], kwargs: dict[str, Any], operand: Operand, gone: Mask, fill: float
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The arguments of an operator with entries of one operand replaced, along its dimension."""
+    original = [t for a in (*args, *kwargs.values()) for t in tensors_of(a)][operand.position]
+    index = torch.from_numpy(gone.nonzero()[0]).to(original.device)
+    replaced = original.index_fill(operand.dim, index, fill)
+    args, kwargs = tree_map_only(
+        torch.Tensor, lambda tensor: replaced if tensor is original else tensor, (list(args), kwargs)
+    )
+    return args, kwargs
+
+
 class MaskedRun:
     """Runs operators for a replay, with the channels outside ``present`` masked."""
 
@@ -86,19 +99,10 @@ class MaskedRun:
     def _masked(
         self, operands: Sequence[Operand], fill: float, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> tuple[Sequence[Any], dict[str, Any]]:
-        tensors = [t for a in (*args, *kwargs.values()) for t in tensors_of(a)]
         for operand in operands:
             gone = ~self._present[operand.ids]
             if gone.any():
-                original = tensors[operand.position]
-                index = torch.from_numpy(gone.nonzero()[0]).to(original.device)
-                replaced = original.index_fill(operand.dim, index, fill)
-
-                def swap(t: torch.Tensor, old: torch.Tensor = original, new: torch.Tensor = replaced) -> torch.Tensor:
-                    return new if t is old else t
-
-                args, kwargs = tree_map_only(torch.Tensor, swap, (list(args), kwargs))
-                tensors[operand.position] = replaced
+                args, kwargs = filled(args, kwargs, operand, gone, fill)
         return args, kwargs
 
 

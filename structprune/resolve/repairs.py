@@ -17,7 +17,7 @@ from torch import nn
 from structprune.graph.discovery import Discovery
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.record import Node, Place, Record, Tie
-from structprune.graph.session import Session
+from structprune.graph.session import Session, labels_of
 from structprune.graph.slices import Coupling, Mask, SliceSpace
 from structprune.meta.replica import duplicate, walk
 from structprune.meta.run import run_on_meta
@@ -293,7 +293,7 @@ def _arrivals(session: Session, dense: Record) -> Arrivals:
     model = duplicate(session.replica, lambda _name, tensor: tensor, same)
     hold_sizes(model)
     space = SliceSpace()
-    labels = session.label(space)
+    labels = labels_of(session.replica, space)
     observer = Discovery(space, Coupling(space), {}, run_on_meta, training=dense.training)
     arrivals = Arrivals(observer.record.nodes, dense)
     with arrivals:

@@ -14,6 +14,20 @@ from structprune.surgery.selection import sliced
 State = tuple[dict[str, Any], str, torch.Tensor]
 
 
+def check_optimizer(optimizer: Any, inplace: bool) -> None:
+    """Refuse what cannot be cut along.
+
+    Raises:
+        OptionError: It is no optimizer, or the model is copied.
+    """
+    if optimizer is None:
+        return
+    if not inplace:
+        raise OptionError("optimizer goes with inplace=True: a pruned copy has parameters of its own.")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise OptionError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer.")
+
+
 def cut_states(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], cut: Cut) -> list[State]:
     """What every state tensor of a parameter that is cut becomes: state, key and value. Nothing is changed.
 
@@ -35,19 +49,22 @@ def cut_states(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Ten
     for parameter in held:
         name = names.get(id(parameter), "")
         kept = cut.kept.get(name)
-        if kept is None:
-            continue
         state = optimizer.state.get(parameter, {})
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                found.append((state, key, sliced(value, kept)))
-            elif not _is_number(value):
+                found += [] if kept is None else [(state, key, sliced(value, kept))]
+            elif not _is_number(value) and (kept is not None or not _is_of(value, parameter)):
                 shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
                 raise ModelError(
                     f"The {type(optimizer).__name__} keeps {key!r} ({shape}) for {name} {list(parameter.shape)}, which "
                     "is not of the parameter's shape and cannot be cut along: make a new optimizer after the cut."
                 )
     return found
+
+
+def _is_of(value: Any, parameter: torch.Tensor) -> bool:
+    """Whether a state could be of one parameter alone; larger ones, and lists, are of all that the optimizer has."""
+    return isinstance(value, torch.Tensor) and value.numel() <= parameter.numel()
 
 
 def _is_number(value: Any) -> bool:

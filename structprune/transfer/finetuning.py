@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 from typing_extensions import TypedDict, Unpack
 
+from structprune.checkpoint.writing import in_place_of
 from structprune.errors import OptionError
 from structprune.transfer.curve import LearningCurve, Point
 from structprune.transfer.meter import ComputeMeter
@@ -259,15 +259,13 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "points": [vars(point) for point in self.points],
             "step": self.state.step,
-            "meter": [self.meter.training_flops, self.meter.evaluation_flops, self.meter.update_flops],
-            "updates": self.meter._updates,
+            "meter": self.meter.state_dict(),
             "random": torch.get_rng_state(),
             "budget": self.budget,
         }
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.checkpoint.with_suffix(".partial")
-        torch.save(document, beside)
-        os.replace(beside, self.checkpoint)
+        with in_place_of(self.checkpoint) as partial:
+            torch.save(document, partial)
 
     def _resume(self) -> None:
         if self.checkpoint is None or not self.checkpoint.exists():
@@ -282,9 +280,7 @@ class _Run:
         self.optimizer.load_state_dict(document["optimizer"])
         self.points = [Point(**point) for point in document["points"]]
         self.state.step = document["step"]
-        self.meter.steps = document["step"]
-        self.meter.training_flops, self.meter.evaluation_flops, self.meter.update_flops = document["meter"]
-        self.meter._updates = document["updates"]
+        self.meter.load_state_dict(document["meter"])
         torch.set_rng_state(document["random"].cpu())
 
 
@@ -293,7 +289,7 @@ def _sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def _log_spaced(budget: float) -> list[float]:
-    return [budget * 2.0 ** -(k / 1.0) for k in range(_EVALUATIONS, -1, -1)]
+    return [budget * 2.0**-k for k in range(_EVALUATIONS, -1, -1)]
 
 
 def _bar(shown: bool, name: str, total: float) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ _PER_ELEMENT = {"addcmul": 3, "addcdiv": 3, "lerp": 3, "fused_sgd": 6, "fused_ad
 _FREE = ("copy", "zero", "fill", "clone", "detach", "empty", "zeros", "ones", "lift", "local_scalar", "view", "to_copy")
 # From the second step on an optimizer has its state, and every step costs the same.
 _MEASURED_UPDATES = 2
+
+_COUNTERS = ("training_flops", "evaluation_flops", "update_flops", "steps", "updates")
 
 Key = tuple[Any, ...]
 
@@ -40,6 +42,7 @@ class ComputeMeter:
         evaluation_flops: Spent on evaluation so far.
         update_flops: What the last update of the optimizer cost.
         steps: Training steps so far.
+        updates: Updates of the optimizer so far.
 
     Examples:
         >>> import structprune, torch
@@ -58,7 +61,7 @@ class ComputeMeter:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._known: dict[Key, int] = {}
-        self._updates = 0
+        self.updates = 0
         self.training_flops = 0
         self.evaluation_flops = 0
         self.update_flops = 0
@@ -87,13 +90,22 @@ class ComputeMeter:
         Returns:
             What it returns.
         """
-        self._updates += 1
-        if self._updates > _MEASURED_UPDATES:
+        self.updates += 1
+        if self.updates > _MEASURED_UPDATES:
             return function()
         with _Counting() as counting:
             result = function()
         self.update_flops = counting.flops
         return result
+
+    def state_dict(self) -> dict[str, int]:
+        """What was counted so far."""
+        return {name: getattr(self, name) for name in _COUNTERS}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
 
     def _count(self, inputs: Any, *, training: bool) -> int:
         leaves = [leaf for call in read_inputs(inputs) for leaf in tree_leaves((call.args, call.kwargs))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import multiprocessing
@@ -22,6 +21,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from structprune.api import prune_model
+from structprune.checkpoint.writing import in_place_of
 from structprune.errors import OptionError
 from structprune.plan.options import PruningOptions
 from structprune.transfer.curve import LearningCurve
@@ -169,11 +169,8 @@ def _cuts(ratios: Sequence[float], granularities: Sequence[str]) -> list[tuple[f
 
 def _write(path: Path, shared: _Shared) -> None:
     """Pickle what the jobs share."""
-    buffer = io.BytesIO()
-    torch.save(shared, buffer)
-    beside = path.with_suffix(".partial")
-    beside.write_bytes(buffer.getvalue())
-    os.replace(beside, path)
+    with in_place_of(path) as partial:
+        torch.save(shared, partial)
 
 
 def _is_done(path: Path) -> bool:
@@ -182,9 +179,8 @@ def _is_done(path: Path) -> bool:
 
 
 def _store(path: Path, document: dict[str, Any]) -> None:
-    beside = path.with_suffix(".partial")
-    beside.write_text(json.dumps(document))
-    os.replace(beside, path)
+    with in_place_of(path) as partial:
+        partial.write_text(json.dumps(document))
 
 
 def _gathered(folder: Path, jobs: Sequence[Job]) -> Frontier:

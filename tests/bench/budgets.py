@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import structprune
+from tests.bench import publish
 from tests.support import vision
 
 NETWORKS = "resnet50 mobilenet_v2 efficientnet_b0 convnext_tiny regnet_y_400mf".split()
@@ -95,9 +96,7 @@ def main() -> None:
     text = table(arguments.models) if arguments.models else ""
     text += "\n" + faster(arguments.speedup, threads) + "\n"
     print(text)
-    if arguments.markdown:
-        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text(text)
+    publish(text, arguments.markdown)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import nn
 
 import structprune
 from structprune import Comparison, compare, measure_latency
+from tests.bench import publish
 
 IMAGES = torch.randn(2, 3, 112, 112)
 LOAD = "import torch\na = torch.randn(1500, 1500)\nwhile True: a @ a"
@@ -52,9 +53,7 @@ def main() -> None:
         busy = [paused(model, arguments.min_seconds) for _ in range(arguments.paused)]
     text = section(same, idle, busy, arguments.min_seconds, report_seconds())
     print(text)
-    if arguments.markdown:
-        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text(text)
+    publish(text, arguments.markdown)
 
 
 def network() -> nn.Module:

@@ -19,6 +19,7 @@ from torch import nn
 
 import structprune
 from structprune.demo import Bottleneck
+from tests.bench import publish
 
 RATIOS = (0.125, 0.1875, 0.25)
 SEEDS = range(5)
@@ -156,9 +157,7 @@ def main() -> None:
     arguments = parser.parse_args()
     text = table(measured(range(arguments.seeds), arguments.ratios))
     print(text)
-    if arguments.markdown:
-        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text(text)
+    publish(text, arguments.markdown)
 
 
 if __name__ == "__main__":

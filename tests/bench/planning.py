@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 import structprune
+from tests.bench import publish
 from tests.support import vision
 
 NETWORKS = (
@@ -59,9 +60,7 @@ def main() -> None:
     print(lines[-1])
     grown, cut = in_process("vgg16")
     print(f"memory: vgg16 plan and cut grew the process by {grown:.0f} MB; the pruned copy has {cut:.0f} MB")
-    if arguments.markdown:
-        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text(page(lines, arguments.rounds, grown, cut))
+    publish(page(lines, arguments.rounds, grown, cut), arguments.markdown)
 
 
 def compare(name: str, rounds: int) -> tuple[list[float], list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -74,3 +74,27 @@ class Case(NamedTuple):
 
 
 CASES = {"residual": Case(Residual, (3, 8, 8)), "attention": Case(Attention, (7, 6))}
+
+
+def lightning_module(network: nn.Module, optimizer: Any = None) -> Any:
+    """A ``LightningModule`` that holds a network and trains it as a classifier."""
+    from tests.support import vision
+
+    vision.torchvision()  # lightning imports it
+    import lightning
+
+    class Lit(lightning.LightningModule):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.network(x)
+
+        def training_step(self, batch: Any, _index: int) -> torch.Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return optimizer(self.parameters())
+
+    return Lit(network)

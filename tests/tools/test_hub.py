@@ -122,6 +122,17 @@ def test_saved_and_loaded(fits: Fits, tmp_path: Path) -> None:
     assert structprune.prove(model, small, call.kwargs)
 
 
+def test_a_config_that_is_fitted_again_after_a_second_cut(tmp_path: Path) -> None:
+    model, call = build("llama")
+    once = pruned(model, call)
+    structprune.fit_config(once, call.kwargs)
+    twice = pruned(once, call, {"model.layers.0.mlp": 0.5, "model.layers.1.mlp": 0.5})
+    assert {str(change) for change in structprune.fit_config(twice, call.kwargs)} == {"intermediate_size: 64 -> 32"}
+    twice.save_pretrained(tmp_path)
+    loaded = type(twice).from_pretrained(tmp_path).eval()
+    assert all(torch.equal(a, b) for a, b in zip(outputs(twice, call), outputs(loaded, call), strict=True))
+
+
 def test_generation_after_the_reload(tmp_path: Path) -> None:
     model, call = build("llama")
     small = pruned(model, call)

@@ -14,8 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import structprune
-from tests.support import vision
-from tests.tools.networks import CASES, Case
+from tests.tools.networks import CASES, Case, lightning_module
 
 EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 STEPS = 3
@@ -140,24 +139,10 @@ def test_accelerate(case: Case) -> None:
 @EACH
 @pytest.mark.filterwarnings("ignore")
 def test_lightning(case: Case, tmp_path: Path) -> None:
-    vision.torchvision()  # lightning imports it
+    lit = lightning_module(case.pruned(), sgd).train()
     import lightning
 
-    class Lit(lightning.LightningModule):
-        def __init__(self, network: nn.Module) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.network(x)
-
-        def training_step(self, batch: Any, _index: int) -> torch.Tensor:
-            return F.cross_entropy(self(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> Any:
-            return sgd(self.parameters())
-
-    plain, lit = case.pruned(), Lit(case.pruned()).train()
+    plain = case.pruned()
     trainer = lightning.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=tmp_path,
@@ -168,7 +153,7 @@ def test_lightning(case: Case, tmp_path: Path) -> None:
     # A checkpoint has weights alone: the network that takes them is cut by the plan.
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     fresh = structprune.plan_of(lit.network).apply(case.kind())
-    loaded = Lit.load_from_checkpoint(tmp_path / "last.ckpt", network=fresh)
+    loaded = type(lit).load_from_checkpoint(tmp_path / "last.ckpt", network=fresh)
     assert_same_weights(loaded, lit)
     # After training it is cut further, the trainer still attached.
     smaller = structprune.prune_model(lit.eval(), 0.5, example_inputs=case.batch(1), round_to=1)

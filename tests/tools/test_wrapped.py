@@ -15,8 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import structprune
 from structprune import ModelError
-from tests.support import vision
-from tests.tools.networks import CASES, Case
+from tests.tools.networks import CASES, Case, lightning_module
 
 Model = Any
 EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -71,24 +70,9 @@ def prepared_for_bfloat16(model: nn.Module, _x: torch.Tensor) -> Model:
         AcceleratorState._reset_state(True)
 
 
-def lightning_module(model: nn.Module, _x: torch.Tensor) -> Model:
-    vision.torchvision()  # lightning imports it
-    import lightning
-
-    class Lit(lightning.LightningModule):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.inner(x)
-
-    return Lit(model).eval()
-
-
 WRAPPERS: list[Callable[[nn.Module, torch.Tensor], Model]] = [
     compiled, compiled_inside, lambda m, x: Holder(compiled(m, x)), lambda m, x: Holder(compiled_inside(m, x)),
-    lambda m, x: AveragedModel(m).eval(), prepared, lightning_module,
+    lambda m, x: AveragedModel(m).eval(), prepared, lambda m, x: lightning_module(m).eval(),
 ]  # fmt: skip
 NAMES = ["compile", "Module.compile", "compile within", "Module.compile within", "EMA", "accelerate", "lightning"]
 
