@@ -67,7 +67,7 @@ def fit_config(pruned: nn.Module, example_inputs: Any = None) -> list[ConfigChan
     plan = plan_of(pruned)
     if not is_config(getattr(pruned, "config", None)):
         raise ModelError(f"{type(pruned).__name__} has no config to fit (an object with to_dict). {_INSTEAD}.")
-    search = Search(pruned, _ratios(plan))
+    search = Search(pruned)
     if search.gaps({}) is None:
         name = type(pruned).__name__
         raise ModelError(f"{name} cannot be built as {name}(config), or has other parameters then. {_INSTEAD}.")
@@ -82,12 +82,6 @@ def fit_config(pruned: nn.Module, example_inputs: Any = None) -> list[ConfigChan
             f"{reason}. {_INSTEAD}."
         )
     raise ModelError(refused or _inexpressible(pruned, search, plan))
-
-
-def _ratios(plan: Plan) -> list[tuple[int, int]]:
-    """Sizes before and after: of tensors, and of what modules hold."""
-    pairs = [(plan.shapes[name][dim], len(kept)) for name, dims in plan.kept.items() for dim, kept in dims.items()]
-    return pairs + [(c.old, c.new) for c in plan.attributes if isinstance(c.old, int)]
 
 
 def _commit(pruned: Any, values: Values) -> list[ConfigChange]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -49,7 +49,7 @@ class Search:
     one after the other.
     """
 
-    def __init__(self, pruned: nn.Module, ratios: Iterable[tuple[int, int]]) -> None:
+    def __init__(self, pruned: nn.Module) -> None:
         self.config: Any = pruned.config
         self.wanted = Sizes.of(pruned)
         self.closest: Values = {}
@@ -57,16 +57,22 @@ class Search:
         self._built: dict[frozenset[tuple[Field, Any]], Sizes | None] = {}
         self._pins: Values = {}
         self._steps: list[tuple[Field, Any]] = []
-        self._ratios = sorted({*ratios, *self._off()})
+        self._ratios = sorted(set(self._off()))
         self._fractions = sorted({Fraction(new, old) for old, new in self._ratios})
 
     def _off(self) -> Iterator[tuple[int, int]]:
-        """Sizes that the config builds beside those wanted: it may have been fitted to an earlier cut."""
+        """Sizes, of tensors and held by modules, that the config builds, beside those that are wanted."""
         built = self.built({})
-        for name, shape in self.wanted.shapes.items() if built is not None else ():
-            other = built.shapes.get(name, ()) if built is not None else ()
+        if built is None:
+            return
+        for name, shape in self.wanted.shapes.items():
+            other = built.shapes.get(name, ())
             if len(other) == len(shape):
                 yield from ((a, b) for a, b in zip(other, shape, strict=True) if a > b > 0)
+        for place, size in self.wanted.held.items():
+            other_size = built.held.get(place)
+            if isinstance(size, int) and isinstance(other_size, int) and other_size > size > 0:
+                yield other_size, size
 
     def solutions(self) -> Iterator[Values]:
         """Changes that build exactly the wanted shapes; those first whose modules hold most of the same numbers.
