@@ -40,7 +40,10 @@ def _runnable(page: Path) -> list[tuple[str, str | None, int]]:
 
 
 @pytest.mark.parametrize("page", [p for p in _PAGES if _runnable(p)], ids=lambda p: p.name)
-def test_python_blocks_run_and_print_what_the_page_shows(page: Path) -> None:
+def test_python_blocks_run_and_print_what_the_page_shows(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert run_blocks(page) == []
 
 

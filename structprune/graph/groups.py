@@ -51,7 +51,8 @@ class Group:
     channels: Ids
     role: str
     reasons: tuple[str, ...]
-    _graph: DependencyGraph
+    _space: SliceSpace
+    _roots: Ids
 
     def slices(self) -> dict[str, dict[int, Ids]]:
         """Where the channels lie: for a criterion that computes scores from weights, gradients or the like.
@@ -71,11 +72,11 @@ class Group:
             ...     return scores
             >>> plan = structprune.plan_pruning(model, 0.5, importance=absolute_sum)
         """
-        place = np.full(self._graph.space.size, -1)
+        place = np.full(self._space.size, -1)
         place[self.channels] = np.arange(self.width)
         found: dict[str, dict[int, Ids]] = {}
-        for axis in self._graph.space.axes:
-            channels = place[self._graph.roots[axis.ids]]
+        for axis in self._space.axes:
+            channels = place[self._roots[axis.ids]]
             if (channels >= 0).any():
                 found.setdefault(axis.tensor, {})[axis.dim] = channels
         return found
@@ -279,7 +280,9 @@ class DependencyGraph:
         for index, own in enumerate(members.values()):
             roots = np.concatenate([self.roots[p.ids] for p in own])
             channels = roots[np.sort(np.unique(roots, return_index=True)[1])]
-            yield Group(index, tuple(own), channels, self._role(channels), self._reasons_of(channels), self)
+            role, reasons = self._role(channels), self._reasons_of(channels)
+            # Not the graph itself: in a circle it would outlive its plan, with all that was traced.
+            yield Group(index, tuple(own), channels, role, reasons, self.space, self.roots)
 
     def _producers(self) -> list[Producer]:
         """Every produced dimension once, though several calls and modes may produce it."""

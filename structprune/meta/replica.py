@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import copyreg
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from types import FunctionType
@@ -101,8 +102,6 @@ def _copied_tree(model: nn.Module, modules: list[tuple[str, nn.Module]], memo: d
     for module, shell in reversed(shells):
         held = shell.__dict__
         for name, value in vars(module).items():
-            if name == _COMPILED:
-                continue
             # Most of what a module holds are flags, numbers and empty tables of hooks.
             kind = type(value)
             if kind in _ATOMIC:
@@ -111,6 +110,7 @@ def _copied_tree(model: nn.Module, modules: list[tuple[str, nn.Module]], memo: d
                 held[name] = memo.setdefault(id(value), kind())
             else:
                 held[name] = _copied(value, memo)
+        held.pop(_COMPILED, None)
     copied: nn.Module = copy.deepcopy(model, memo)
     return copied
 
@@ -145,19 +145,22 @@ def is_kept_by_device(value: Any) -> bool:
     return (
         type(value) in (dict, OrderedDict)
         and bool(value)
-        and all(isinstance(item, torch.Tensor) and not isinstance(item, nn.Parameter) for item in value.values())
         and all(map(_is_device, value))
+        and all(isinstance(item, torch.Tensor) and not isinstance(item, nn.Parameter) for item in value.values())
     )
 
 
 def _is_device(key: Any) -> bool:
-    if isinstance(key, str):
-        try:
-            torch.device(key)
-        except RuntimeError:
-            return False
-        return True
-    return isinstance(key, torch.device)
+    return _names_device(key) if isinstance(key, str) else isinstance(key, torch.device)
+
+
+@functools.cache
+def _names_device(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _is_plain(kind: type[nn.Module]) -> bool:

@@ -19,7 +19,8 @@ _LARGEST = 2**63 - 1
 
 def sealed(document: Mapping[str, Any]) -> str:
     """A document as JSON text, with a checksum of itself: an accident on the way would be read as another cut."""
-    return json.dumps({**document, "checksum": _checksum(document)})
+    text = json.dumps(document)
+    return f'{text[:-1]}, "checksum": "{_digest(text)}"}}'
 
 
 def read_document(text: str) -> dict[str, Any]:
@@ -51,16 +52,15 @@ def check_seal(document: Mapping[str, Any]) -> None:
         PlanError: The text was changed since it was written.
     """
     rest = dict(document)
-    if "checksum" in rest and rest.pop("checksum") != _checksum(rest):
+    if "checksum" in rest and rest.pop("checksum") != _digest(json.dumps(rest)):
         raise PlanError(
             "The plan's checksum does not match its contents: the text was damaged or edited since structprune wrote "
             'it. Take the original; if the change is meant, remove "checksum" from the text.'
         )
 
 
-def _checksum(document: Mapping[str, Any]) -> str:
-    plain = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(plain.encode()).hexdigest()
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_shapes(document: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
