@@ -23,8 +23,7 @@ from structprune.plan.plan import Plan, carried_plan, plan_of
 from structprune.plan.planned import Planned, kept_along
 from structprune.resolve.masking import MaskedRun, UnprovableError, in_double
 from structprune.resolve.replay import DivergenceError, Replay
-from structprune.surgery.selection import sliced
-from structprune.surgery.slicing import cut_values
+from structprune.surgery.slicing import cut_values, equal_values
 
 TOLERANCE = 1e-9
 LEAST_POWER = 1e-3
@@ -115,7 +114,7 @@ def _sliced_alike(pruned: nn.Module, random_dense: nn.Module, plan: Plan) -> nn.
     weights, cut = named_tensors(random_dense), plan.cut
 
     def same_slices(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        twin = sliced(weights[name], cut.kept.get(name, {}))
+        twin = equal_values(name, weights[name], cut)
         return nn.Parameter(twin) if isinstance(tensor, nn.Parameter) else twin
 
     return duplicate(pruned, same_slices, _doubled)
@@ -149,7 +148,9 @@ def _compare(dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan
         name: tuple(None if ids is None else ids[present[ids]] for ids in axes) for name, axes in labels.items()
     }
     cut_run = MaskedRun(everything)
-    cut = _replayed(pruned, calls, Replay(plain, space, coupling.roots(), None, present, cut_run), left)
+    # Another number where weights make up for it: whether they do is what the outputs say.
+    replay = Replay(plain, space, coupling.roots(), None, present, cut_run, any_numbers=bool(plan.gains))
+    cut = _replayed(pruned, calls, replay, left)
     return _verdict(_outputs(unmasked), _outputs(masked), _outputs(cut), tuple(dict.fromkeys(masked_run.mixed)))
 
 
@@ -241,7 +242,7 @@ def _first_changed_tensor(plan: Plan, dense: nn.Module, pruned: nn.Module) -> st
         if tensor.device != expected.device or tensor.dtype != expected.dtype:
             return name
         # Two cuts that compensate round twice, where one plan for both rounds once.
-        computed = name in cut.shifts or name in cut.scales
+        computed = name in cut.shifts or name in cut.scales or name in cut.gains
         if not (
             _same_values(tensor, expected) or (computed and torch.allclose(tensor, expected, rtol=1e-5, atol=1e-6))
         ):

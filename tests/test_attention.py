@@ -48,7 +48,6 @@ from tests.zoo.calls import Call
 Tensor = torch.Tensor
 TIED = "must be as wide as embed.weight, which stays whole"
 LITERAL = "cannot shrink here: fails: shape '[1, 6, 4, 8]' is invalid"
-ROOT = "cannot shrink here: its number 'other' becomes 2.0, was 2.828"
 Left = dict[str, Any]
 
 
@@ -182,7 +181,7 @@ CASES = [
     Case("root of the width", RootOfWidth, {"width": 8, **HELD}),
     Case("head count as a number", LiteralHeads, {"heads": 4, "q.out_features": 16, "out.in_features": 16}),
     Case("sizes as numbers", Literal, WHOLE, reasons=(LITERAL, LITERAL)),
-    Case("head count as a number, root of the width", LiteralRoot, WHOLE, reasons=(ROOT, ROOT)),
+    Case("head count as a number, root of the width", LiteralRoot, {"heads": 4, "q.out_features": 16}),
     Case(
         "layer scale",
         lambda: LayerScale(Fused()),
@@ -214,7 +213,8 @@ def judge(model: nn.Module, plan: structprune.Plan, x: Tensor) -> Any:
     small = plan.apply(model)
     proof = structprune.prove(model, small, x)
     assert proof and proof.max_error < 1e-12, str(proof)
-    assert by_value(model, small, Call((x,)))["oracle"] == "right"
+    if not plan.gains:  # values of rows that are multiplied are not found again
+        assert by_value(model, small, Call((x,)))["oracle"] == "right"
     for training in (False, True):
         out = small.train(training)(torch.cat([x, x]))
         assert out.shape == model(torch.cat([x, x])).shape

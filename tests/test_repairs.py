@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import pytest
@@ -149,9 +148,10 @@ class FromSize(nn.Module):
 @pytest.mark.parametrize(
     "how",
     [
-        lambda h: h / math.sqrt(h.shape[1]),
-        lambda h: h * h.shape[1] ** -0.5,
-        lambda h: h / h.shape[1],
+        lambda h: h + h.shape[1],
+        lambda h: torch.tanh(h) / h.shape[1],
+        lambda h: h + h / h.shape[1],
+        lambda h: (h / h.shape[1]) * h,
         lambda h: h * torch.tensor(float(h.shape[1])),
         lambda h: h * torch.full((1,), float(h.shape[1])),
         lambda h: h + torch.ones(h.shape[1]).sum(),

@@ -21,7 +21,7 @@ from structprune.graph.checks import check_model
 from structprune.plan.options import Granularity, PruningOptions, Ratio, read_settings
 from structprune.plan.plan import Plan
 from structprune.planning import make_plan
-from structprune.surgery.selection import sliced
+from structprune.surgery.slicing import cut_values
 
 
 def prune_checkpoint(
@@ -113,14 +113,15 @@ def _check_dense(files: TensorFiles, meant: Mapping[str, str], names: Names) -> 
 def _write(files: TensorFiles, meant: Mapping[str, str], plan: Plan, folder: Path) -> None:
     """Every file again, its tensors cut, then the index."""
     cut, entries = plan.cut, dict(files.entries)
+    changed = set(cut.changed)
     for stored, first in meant.items():
         entries[stored] = Entry(entries[stored].dtype, plan.shape_left(first))
     sizes = {file: sum(entries[n].nbytes for n, f in files.file_of.items() if f == file) for file in files.metadata}
     text = packed_plan(plan.to_json(), min(sizes.values()))
 
     def value(name: str) -> torch.Tensor:
-        kept = cut.kept.get(meant.get(name, ""))
-        return sliced(files[name], kept) if kept else files[name]
+        own = meant.get(name, "")
+        return cut_values(own, files[name], cut) if own in changed else files[name]
 
     for file, metadata in files.metadata.items():
         own = {name: entries[name] for name, where in files.file_of.items() if where == file}

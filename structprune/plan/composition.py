@@ -21,17 +21,20 @@ class Cuts(NamedTuple):
     attributes: tuple[AttributeChange, ...]
     shifts: Vectors
     scales: Vectors
+    gains: Vectors
 
 
 def composed(first: Cuts, second: Cuts) -> Cuts:
-    """The cut that does what both do: ``x -> (x[kept] * scale + shift)``, twice."""
-    shifts, scales = {}, {}
-    for name in {*first.shifts, *second.shifts, *first.scales, *second.scales}:
+    """The cut that does what both do: ``x -> (x[kept] * scale + shift) * gain``, twice."""
+    shifts, scales, gains = {}, {}, {}
+    for name in {*first.shifts, *second.shifts, *first.scales, *second.scales, *first.gains, *second.gains}:
         picked = second.kept.get(name, {}).get(0)
-        scale, shift = (_vector(v, name, picked) for v in (first.scales, first.shifts))
-        again, more = (_vector(v, name, None) for v in (second.scales, second.shifts))
-        scales[name] = _times(scale, again)
-        shifts[name] = _plus(_times(shift, again) if shift is not None else None, more)
+        scale, shift, gain = (_vector(v, name, picked) for v in (first.scales, first.shifts, first.gains))
+        again, more, then = (_vector(v, name, None) for v in (second.scales, second.shifts, second.gains))
+        scales[name], gains[name] = _times(scale, again), _times(gain, then)
+        # What is added after the first gain is added before both.
+        later = more if more is None or gain is None else more / gain
+        shifts[name] = _plus(_times(shift, again) if shift is not None else None, later)
     changes = {(c.module, c.name): c for c in first.attributes}
     for change in second.attributes:
         before = changes.get((change.module, change.name))
@@ -42,6 +45,7 @@ def composed(first: Cuts, second: Cuts) -> Cuts:
         tuple(c for c in changes.values() if c.old != c.new),
         _stored(shifts),
         _stored(scales),
+        _stored(gains),
     )
 
 
@@ -54,14 +58,16 @@ def remainder(whole: Cuts, first: Cuts) -> Cuts:
     for name, dims in first.kept.items():
         if not dims.keys() <= whole.kept.get(name, {}).keys():
             raise PlanError(f"The plan does not begin with that one, which cuts {name} where it does not.")
-    shifts, scales = {}, {}
-    for name in {*whole.shifts, *whole.scales}:
+    shifts, scales, gains = {}, {}, {}
+    for name in {*whole.shifts, *whole.scales, *whole.gains}:
         kept = _second(whole.kept, first.kept, name).get(0)
-        scale, shift = (_vector(v, name, None) for v in (whole.scales, whole.shifts))
-        before, already = (_vector(v, name, kept) for v in (first.scales, first.shifts))
+        scale, shift, gain = (_vector(v, name, None) for v in (whole.scales, whole.shifts, whole.gains))
+        before, already, given = (_vector(v, name, kept) for v in (first.scales, first.shifts, first.gains))
         scales[name] = scale if before is None or scale is None else scale / before
+        gains[name] = gain if given is None or gain is None else gain / given
         done = None if already is None else _times(already, scales[name])
-        shifts[name] = shift if done is None or shift is None else shift - done
+        rest = shift if done is None or shift is None else shift - done
+        shifts[name] = _times(rest, given) if rest is not None else None
     attributes = {(c.module, c.name): c.new for c in first.attributes}
     changes = [
         AttributeChange(c.module, c.name, attributes.get((c.module, c.name), c.old), c.new) for c in whole.attributes
@@ -72,6 +78,7 @@ def remainder(whole: Cuts, first: Cuts) -> Cuts:
         tuple(c for c in changes if c.old != c.new),
         _stored(shifts),
         _stored(scales),
+        _stored(gains),
     )
 
 

@@ -45,6 +45,8 @@ class Plan:
             what the removed channels gave on average (``compensate``). It belongs to the values of the model that
             the plan was made for.
         scales: What running variances are multiplied with, likewise.
+        gains: What rows of weights and biases are multiplied with, an entry for each that stays, where code computes a
+            number from a width, as attention does its scale: with the gains the number makes no difference.
     """
 
     model: str
@@ -58,12 +60,13 @@ class Plan:
     macs: tuple[int, int]
     shifts: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def cut(self) -> Cut:
         """The cut as the surgery takes it."""
         kept = {n: {d: np.array(i, dtype=np.int64) for d, i in dims.items()} for n, dims in self.kept.items()}
-        return Cut(kept, self.attributes, _arrays(self.shifts), _arrays(self.scales))
+        return Cut(kept, self.attributes, _arrays(self.shifts), _arrays(self.scales), _arrays(self.gains))
 
     def apply(
         self, model: nn.Module, *, inplace: bool = False, optimizer: torch.optim.Optimizer | None = None
@@ -149,7 +152,7 @@ class Plan:
 
     @property
     def _cuts(self) -> Cuts:
-        return Cuts(self.kept, self.attributes, self.shifts, self.scales)
+        return Cuts(self.kept, self.attributes, self.shifts, self.scales, self.gains)
 
     def sensitivity(self) -> Sensitivity:
         """What each group costs, and what the plan saves and gives up there."""
@@ -177,6 +180,7 @@ class Plan:
             "notes": self.notes,
             "shifts": {name: list(shift) for name, shift in self.shifts.items()},
             "scales": {name: list(scale) for name, scale in self.scales.items()},
+            "gains": {name: list(gain) for name, gain in self.gains.items()},
         }
         return schema.sealed(document)
 
@@ -202,6 +206,7 @@ class Plan:
                 macs=schema.read_pair(document["macs"]),
                 shifts=schema.read_vectors(document, "shifts", shapes),
                 scales=schema.read_vectors(document, "scales", shapes),
+                gains=schema.read_vectors(document, "gains", shapes, of_rows=True),
             )
             schema.check_seal(document)
             return plan
@@ -225,7 +230,17 @@ class Plan:
         sections = [head, sizes, "channels", *rows]
         if held:
             sections += ["sizes held by modules", *held]
+        if self.gains:
+            sections += ["rows that make up for a number which code computes from their width", *self._gains_said()]
         return "\n".join([*sections, *(f"  note: {note}" for note in self.notes)])
+
+    def _gains_said(self) -> list[str]:
+        """How many rows are multiplied with what."""
+        said = []
+        for name, gain in self.gains.items():
+            counts = {factor: gain.count(factor) for factor in dict.fromkeys(gain) if factor != 1}
+            said.append(f"  {name}: {', '.join(f'{count} rows times {f:.4g}' for f, count in counts.items())}")
+        return said
 
     def free_buffers(self, model: nn.Module) -> set[str]:
         """Buffers that the plan does not cut: a forward may fill them anew, in another shape (position tables)."""

@@ -96,12 +96,14 @@ def _read_dim(key: str) -> int:
 
 
 def read_vectors(
-    document: Mapping[str, Any], key: str, shapes: Mapping[str, tuple[int, ...]]
+    document: Mapping[str, Any], key: str, shapes: Mapping[str, tuple[int, ...]], *, of_rows: bool = False
 ) -> dict[str, tuple[float, ...]]:
-    """Shifts or scales, an entry for each slice that stays; the first plans had none."""
+    """Shifts, scales or gains, an entry for each slice that stays, of vectors or of rows; the first plans had none."""
     vectors: dict[str, tuple[float, ...]] = {}
     for name, values in document.get(key, {}).items():
-        (width,) = shapes[name]
+        width, *rest = shapes[name]
+        if rest and not of_rows:
+            raise PlanError(f"The plan has {key} for {name}, which is no vector.")
         which = document["kept"].get(name, {}).get("0")
         left = width if which is None else len(document["index_sets"][which])
         vectors[name] = tuple(map(float, values))

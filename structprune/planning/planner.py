@@ -122,6 +122,7 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
         settings=_plain(settings),
         shapes=shapes,
         kept={n: {d: tuple(i.tolist()) for d, i in dims.items()} for n, dims in cut.kept.items()},
+        gains={name: tuple(gain.tolist()) for name, gain in cut.gains.items()},
         attributes=cut.attributes,
         groups=tuple(
             GroupPlan(

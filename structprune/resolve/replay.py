@@ -25,13 +25,15 @@ _ALIKE = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::vie
 class Mismatch:
     """Where a cut network does something else than the dense one with fewer channels.
 
-    ``of_number``: it computes with another number, which depends on a size.
+    ``of_number``: it computes with another number, which depends on a size. ``numbers``: what an operand that is a
+    number is in the cut network, and in the dense one.
     """
 
     training: bool
     node: Node
     text: str
     of_number: bool = False
+    numbers: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         return f"{self.node.where}: {self.text}"
@@ -45,11 +47,19 @@ class Replay:
     """Compares a run with the record of the dense network, seen through the slices that are present.
 
     Where an operator's shape differs from the prediction, the predicted one is handed on: one run
-    then lists every mismatch.
+    then lists every mismatch. With ``any_numbers`` operands that are numbers may differ.
     """
 
     def __init__(
-        self, dense: Record, space: SliceSpace, roots: Ids, stuck: Mask | None, present: Mask, run: Runner
+        self,
+        dense: Record,
+        space: SliceSpace,
+        roots: Ids,
+        stuck: Mask | None,
+        present: Mask,
+        run: Runner,
+        *,
+        any_numbers: bool = False,
     ) -> None:
         self._space = space
         self.record = Record(dense.training)
@@ -62,6 +72,7 @@ class Replay:
         self._stuck = stuck
         self._present = present
         self._run = run
+        self._any_numbers = any_numbers
         self._reads_values = dense.reads_values
         self._kept: dict[int, tuple[Ids, Ids]] = {}
         self._fresh_taken = 0
@@ -100,7 +111,9 @@ class Replay:
             if got is not dense and repr(got) != repr(dense):
                 kind = "number" if isinstance(got, (int, float, complex)) and type(got) is not bool else "argument"
                 text = f"its {kind} {name!r} becomes {got}, was {dense}: it depends on the size"
-                self.mismatch(expected, text, of_number=True)
+                real = name == "other" and isinstance(got, (int, float)) and isinstance(dense, (int, float))
+                if not (real and self._any_numbers):
+                    self.mismatch(expected, text, of_number=True, numbers=(got, dense) if real else None)
 
     def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operator; hand on what was predicted where something else comes out."""
@@ -190,9 +203,11 @@ class Replay:
                 break
         return None
 
-    def mismatch(self, node: Node, text: str, *, of_number: bool = False) -> None:
+    def mismatch(
+        self, node: Node, text: str, *, of_number: bool = False, numbers: tuple[float, float] | None = None
+    ) -> None:
         """Note a difference."""
-        self.mismatches.append(Mismatch(self.record.training, node, text, of_number))
+        self.mismatches.append(Mismatch(self.record.training, node, text, of_number, numbers))
 
     def kept(self, ids: Ids) -> Ids:
         """The slices among ``ids`` that are present; arrays shared by many operators are cut once."""

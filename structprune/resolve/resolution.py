@@ -48,12 +48,18 @@ def resolve(session: Session, choose: Chooser) -> Resolved:
     ties = layer_ties(session.replica)
     decisions, ranking = rank_readings(session, choose, Decisions(ties=ties))
     repairs = Repairs(session)
+    put_off: dict[str, set[str]] = {}
     for _ in range(_MOST_TRIALS):
         graph = session.discover(replace(decisions, ties=(*ties, *repairs.ties)))
         present = choose(graph)
         resolved, trial = _tried(session, graph, present, repairs.repairs)
         if not trial.mismatches:
-            return resolved
+            other = _another_reading(graph, decisions, trial.absorbed, ranking, repairs, put_off)
+            if other is None:
+                return resolved
+            decisions = other
+            repairs.restart()
+            continue
         if not repairs.advance(graph, trial.mismatches):
             alone = _left_alone(graph, trial.mismatches, present, decisions.plural)
             if alone:
@@ -87,6 +93,9 @@ def _tried(
     followed = repaired(session.replica, graph, repairs, present)
     cut = Cut(kept, (*layer_changes(session.replica, graph, present), *followed))
     trial = run_trial(session, graph, cut, present)
+    if trial.gains:
+        rows = {name: kept.get(name, {}).get(0) for name in trial.gains}
+        cut = replace(cut, gains={n: g if (r := rows[n]) is None else g[r] for n, g in trial.gains.items()})
     return Resolved(graph, present, cut, trial.macs, tuple(repairs)), trial
 
 
@@ -228,6 +237,28 @@ def _revised(
     if advanced:
         return replace(decisions, readings=readings, whys=whys)
     return replace(decisions, frozen=frozen, held=held)
+
+
+def _another_reading(
+    graph: DependencyGraph,
+    decisions: Decisions,
+    absorbed: tuple[Mismatch, ...],
+    ranking: dict[str, tuple[str, ...]],
+    repairs: Repairs,
+    put_off: dict[str, set[str]],
+) -> Decisions | None:
+    """Readings under which no number changes come before one whose weights must make up for it: whole heads, mostly."""
+    readings = dict(decisions.readings)
+    for mismatch in absorbed:
+        for key, choice in _questions(graph, mismatch, repairs.behind(graph, mismatch)).items():
+            order = readings.get(key, ranking.get(key, choice.readings))
+            last = put_off.setdefault(key, set())
+            others = [r for r in order if r in choice.readings and r not in (choice.taken, FROZEN, *last)]
+            if others:
+                last.add(choice.taken)
+                readings[key] = (*others, *(r for r in order if r not in others and r != FROZEN), FROZEN)
+                return replace(decisions, readings=readings)
+    return None
 
 
 def _left_alone(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from structprune.graph.record import Node, Record
 from structprune.graph.session import Session
 from structprune.graph.slices import Labels, Mask
 from structprune.meta.run import run_on_meta
+from structprune.resolve.gains import Gains, absorbed, alike
 from structprune.resolve.provenance import SHAPING
 from structprune.resolve.replay import DivergenceError, Mismatch, Replay
 from structprune.surgery.cut import Cut
@@ -26,10 +27,17 @@ from structprune.surgery.slicing import cut_copy
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial found: the mismatches (none: the cut is right), and the MACs of the cut network."""
+    """What a trial found: the mismatches (none: the cut is right), and the MACs of the cut network.
+
+    Attributes:
+        absorbed: Numbers that differ and that weights make up for.
+        gains: What does it, by parameter, for the rows of the dense network.
+    """
 
     mismatches: tuple[Mismatch, ...]
     macs: int
+    absorbed: tuple[Mismatch, ...] = ()
+    gains: Gains = field(default_factory=dict)
 
 
 def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask) -> Trial:
@@ -39,6 +47,8 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
         name: tuple(axis.ids[present[axis.ids]] for axis in axes) for name, axes in graph.space.by_tensor.items()
     }
     mismatches: list[Mismatch] = []
+    made_up: list[Mismatch] = []
+    gains: Gains | None = None
     macs = 0
     for dense in graph.records:
         # To watch every function costs time: only where tensors are split, or where it turns out to be needed.
@@ -55,10 +65,14 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
             )
         if record is not None:
             macs = macs or record.macs
-        mismatches += replay.mismatches
+        made_up, found = absorbed(dense, replay.mismatches)
+        if gains is not None and not alike(gains, found):
+            made_up = []  # no weights serve both modes
+        gains = found
+        mismatches = [m for m in replay.mismatches if m not in made_up]
         if mismatches:
             break  # what is amiss in evaluation is so in training
-    return Trial(tuple(mismatches), macs)
+    return Trial(tuple(mismatches), macs, tuple(made_up), gains or {})
 
 
 def _attempt(

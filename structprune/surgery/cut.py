@@ -40,17 +40,20 @@ class Cut:
         attributes: Sizes that modules hold.
         shifts: What is added to vectors once they are cut, an entry for each that is left.
         scales: What vectors are multiplied with, likewise.
+        gains: What the rows of a tensor (along its first dimension) are multiplied with in the end, an entry for each
+            that is left, so that a number which the code computes from a width makes no difference.
     """
 
     kept: Mapping[str, Mapping[int, Ids]]
     attributes: tuple[AttributeChange, ...] = ()
     shifts: Mapping[str, Vector] = field(default_factory=dict)
     scales: Mapping[str, Vector] = field(default_factory=dict)
+    gains: Mapping[str, Vector] = field(default_factory=dict)
 
     @property
     def changed(self) -> list[str]:
         """The tensors that do not stay as they are."""
-        return list(dict.fromkeys((*self.kept, *self.shifts, *self.scales)))
+        return list(dict.fromkeys((*self.kept, *self.shifts, *self.scales, *self.gains)))
 
 
 def kept_indices(graph: DependencyGraph, present: Mask) -> dict[str, dict[int, Ids]]:

@@ -26,6 +26,17 @@ def cut_values(name: str, tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
         values.mul_(torch.from_numpy(cut.scales[name]).to(values))
     if name in cut.shifts:
         values.add_(torch.from_numpy(cut.shifts[name]).to(values))
+    return _with_gain(name, values, cut)
+
+
+def equal_values(name: str, tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
+    """What a tensor holds after a cut that only leaves channels out, and compensates nothing."""
+    return _with_gain(name, sliced(tensor, cut.kept.get(name, _NO_CUT)), cut)
+
+
+def _with_gain(name: str, values: torch.Tensor, cut: Cut) -> torch.Tensor:
+    if name in cut.gains:
+        values.mul_(torch.from_numpy(cut.gains[name]).to(values).reshape(-1, *[1] * (values.ndim - 1)))
     return values
 
 

@@ -304,7 +304,7 @@ class RootOfWidth(Separate):
 
 
 class LiteralRoot(LiteralHeads):
-    """The head count is a number, and the scale is computed from the width: neither may go."""
+    """The head count is a number, and the scale is computed from the width: queries make up for it."""
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q / q.shape[-1] ** 0.5, k, v)

@@ -1,0 +1,195 @@
+"""Weights that make up for a number which code computes from a width: right against a network with zeroed rows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import structprune
+from structprune.resolve.gains import absorbed
+from tests.support import oracle
+from tests.support.attention import attend
+
+WIDTH = 32
+
+
+def silenced(dense: nn.Module, plan: structprune.Plan) -> nn.Module:
+    """The dense network whose removed rows of weights and biases are zero, so that nothing comes of them."""
+    silent = copy.deepcopy(dense)
+    with torch.no_grad():
+        for name, tensor in silent.named_parameters():
+            kept = plan.kept.get(name, {}).get(0)
+            if kept is not None:
+                tensor[sorted(set(range(len(tensor))) - set(kept))] = 0
+    return silent
+
+
+def judged(model: nn.Module, x: Tensor, **options: Any) -> structprune.Plan:
+    """Prune a randomised model and hold the result against the silenced one, in both modes."""
+    oracle.randomise(model.eval())
+    x = x.double()
+    plan = structprune.plan_pruning(model, 0.5, example_inputs=x, round_to=1, keep_representation=False, **options)
+    pruned, silent = plan.apply(model), silenced(model, plan)
+    for training in (False, True):
+        torch.testing.assert_close(pruned.train(training)(x), silent.train(training)(x), rtol=1e-12, atol=1e-12)
+    difference = (silent.eval()(x) - model.eval()(x)).abs().max()
+    assert difference > 1e-3
+    assert structprune.prove(model, pruned, x)
+    return plan
+
+
+class Scaled(nn.Module):
+    """Something between two layers that depends on how many channels there are."""
+
+    def __init__(self, how: Callable[[Tensor], Tensor], first: nn.Module | None = None) -> None:
+        super().__init__()
+        self.wide = first or nn.Linear(8, WIDTH)
+        self.head, self.how = nn.Linear(WIDTH, 4), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.how(self.wide(x)))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda h: h / h.shape[1] ** 0.5,
+        lambda h: h * h.shape[1] ** -0.5,
+        lambda h: torch.relu(h) / h.shape[1],
+        lambda h: (h.unsqueeze(1) * 3).amax(1) / h.shape[1],
+        lambda h: torch.cat([h / h.shape[1], h * 2 / h.shape[1]], 0).chunk(2)[1],
+    ],
+    ids=["root", "power", "relu", "largest", "twice"],
+)
+def test_a_factor_of_a_width(how: Any) -> None:
+    plan = judged(Scaled(how), torch.randn(6, 8))
+    assert set(plan.gains) == {"wide.weight", "wide.bias"} and "16 rows times" in str(plan)
+    assert structprune.Plan.from_json(plan.to_json()) == plan
+
+
+def test_of_a_convolution_and_of_a_norm() -> None:
+    def mean(h: Tensor) -> Tensor:
+        return (h / h.shape[1]).mean((2, 3))
+
+    plan = judged(Scaled(mean, nn.Conv2d(3, WIDTH, 3)), torch.randn(2, 3, 6, 6))
+    assert set(plan.gains) == {"wide.weight", "wide.bias"}
+    without = judged(Scaled(mean, nn.Conv2d(3, WIDTH, 3, bias=False)), torch.randn(2, 3, 6, 6))
+    assert set(without.gains) == {"wide.weight"}
+
+
+class OneHead(nn.Module):
+    """Attention of one head: its width goes. ``how`` computes it from queries, keys and values."""
+
+    def __init__(
+        self, how: Callable[[Tensor, Tensor, Tensor], Tensor], fused: bool = True, normed: bool = False
+    ) -> None:
+        super().__init__()
+        self.how, self.fused, self.normed = how, fused, normed
+        if fused:
+            self.qkv = nn.Linear(8, 3 * WIDTH)
+        else:
+            self.q, self.k, self.v = nn.Linear(8, WIDTH), nn.Linear(8, WIDTH, bias=False), nn.Linear(8, WIDTH)
+        if normed:
+            self.norm = nn.LayerNorm(WIDTH)
+        self.out = nn.Linear(WIDTH, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, 1, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q, k, v = (layer(x).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        if self.normed:
+            q = self.norm(q)
+        return self.out(self.how(q, k, v).transpose(1, 2).flatten(2))
+
+
+def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def of_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attend(q / q.shape[-1] ** 0.5, k, v)
+
+
+def of_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ((q @ k.transpose(-2, -1)) / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("how", [kernel, of_queries, of_scores])
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "apart"])
+def test_attention_of_one_head(how: Any, fused: bool) -> None:
+    plan = judged(OneHead(how, fused), torch.randn(2, 5, 8))
+    both = how is kernel  # it multiplies queries and keys with the root of the scale
+    expected = {"qkv.weight", "qkv.bias"} if fused else {"q.weight", "q.bias", *(["k.weight"] if both else [])}
+    assert set(plan.gains) == expected
+    values = sorted(set(plan.gains["qkv.weight" if fused else "q.weight"]))
+    assert values == pytest.approx([2 ** (-0.25 if both else -0.5), *([1] if fused else [])])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda h: h + h.shape[1],
+        lambda h: torch.tanh(h) / h.shape[1],
+        lambda h: h + h / h.shape[1],
+        lambda h: h * (h / h.shape[1]),
+        lambda h: (h + 1) / h.shape[1],
+        lambda h: torch.cat([h / h.shape[1], h], 0).chunk(2)[1],
+    ],
+    ids=["added", "tanh", "beside", "squared", "with a number", "read twice"],
+)
+def test_what_scaling_would_change_stays(how: Any) -> None:
+    model = Scaled(how)
+    with pytest.raises(structprune.NothingToPruneError, match="it depends on the size"):
+        structprune.plan_pruning(model, 0.5, keep_representation=False, example_inputs=torch.randn(6, 8))
+
+
+def test_a_weight_that_another_layer_shares_stays() -> None:
+    class Tied(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.head(self.wide(x))
+
+    with pytest.raises(structprune.NothingToPruneError, match="it depends on the size"):
+        structprune.plan_pruning(
+            Tied(lambda h: h / h.shape[1]), 0.5, keep_representation=False, example_inputs=torch.randn(6, 8)
+        )
+
+
+def test_one_layer_called_twice_is_multiplied_once() -> None:
+    class Twice(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + super().forward(x.flip(0))
+
+    plan = judged(Twice(lambda h: h / h.shape[1]), torch.randn(6, 8))
+    assert set(plan.gains["wide.weight"]) == {0.5}
+
+
+def test_steps_follow_each_other(tmp_path: Any) -> None:
+    """Two cuts as one plan, the second one alone, in place, and from a file."""
+    model, x = OneHead(kernel), torch.randn(2, 5, 8)
+    oracle.randomise(model)
+    x = x.double()
+    options: Any = {"example_inputs": x, "round_to": 1, "keep_representation": False}
+    first = structprune.prune_model(model, 0.5, **options)
+    second = structprune.prune_model(first, 0.5, **options)
+    plan = structprune.plan_of(second)
+    assert sorted(set(plan.gains["qkv.weight"])) == pytest.approx([0.25**0.25, 1])
+    assert structprune.prove(model, second, x)
+    torch.testing.assert_close(second(x), silenced(model, plan)(x), rtol=1e-12, atol=1e-12)
+    alone = plan.after(structprune.plan_of(first))
+    torch.testing.assert_close(alone.apply(first)(x), second(x))
+    structprune.save(second, tmp_path / "small.safetensors")
+    torch.testing.assert_close(structprune.load(tmp_path / "small.safetensors", model)(x), second(x))
+    whole = structprune.prune_model(copy.deepcopy(model), 0.75, inplace=True, **options)
+    assert structprune.prove(model, whole, x)
+
+
+def test_only_numbers_are_made_up_for() -> None:
+    model = Scaled(lambda h: h / h.shape[1])
+    graph = structprune.trace(model, example_inputs=torch.randn(6, 8))
+    assert absorbed(graph.records[0], []) == ([], {})
