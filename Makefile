@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # torchvision's wheel asks for the torch it was built with, and timm for torchvision; their Python code runs beside any.
 WITHOUT_NEEDS := torchvision==0.28.0 timm==1.0.31
 
-.PHONY: demo test lint types unit zoo bench docs clean
+.PHONY: demo test lint types unit zoo bench transfer docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m structprune.report.demo
@@ -37,6 +37,10 @@ bench: $(VENV)/.test-installed
 	$(BIN)/python -m tests.bench.budgets --markdown build/bench/3-budgets.md
 	$(BIN)/python -m tests.bench.compensation --markdown build/bench/4-compensation.md
 	cat build/bench/*.md > docs/benchmarks.md
+
+# Over an hour; goes on where it was stopped.
+transfer: $(VENV)/.test-installed
+	OMP_NUM_THREADS=1 $(BIN)/python examples/compute_optimal_transfer.py --docs docs
 
 docs: $(VENV)/.test-installed
 	$(BIN)/mkdocs build --strict --config-file docs/config/mkdocs.yml

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from structprune.transfer import Frontier
+from tests.support import vision
 
 ROOT = Path(__file__).parents[1]
 
 
-def _run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.run(
+def _start(script: str, *arguments: str, path: Path | None = None) -> subprocess.Popen[str]:
+    paths = [str(path), str(ROOT)] if path else [str(ROOT)]
+    return subprocess.Popen(
         [sys.executable, ROOT / "examples" / script, *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
         cwd=ROOT,
         # One thread: tests run side by side, and threads that wait for each other would spin.
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "OMP_NUM_THREADS": "1",
+        },
     )
+
+
+def _run(script: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    started = _start(script, *arguments, path=path)
+    try:
+        out, error = started.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        started.kill()
+        raise
+    return subprocess.CompletedProcess(started.args, started.returncode, out, error)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +91,78 @@ def test_prune_sharded_checkpoint() -> None:
     done = _run("prune_sharded_checkpoint.py")
     assert done.returncode == 0, done.stderr
     assert "dense:  0.8 MB in 3 shards" in done.stdout and "loaded: outputs [1, 10]" in done.stdout
+
+
+_TINY = ["--seeds", "2", "--steps", "8", "--train", "64", "--ratios", "0", "0.5", "--rates", "0.02", "--jobs", "1"]
+
+
+@pytest.mark.slow
+def test_compute_optimal_transfer(tmp_path: Path) -> None:
+    """Killed in the middle and run again it gives what a whole run gives, to the bit."""
+    arguments = [*_TINY, "--quick", "--tasks", "2", "--pretraining-steps", "4"]
+    script = ["compute_optimal_transfer.py", *arguments, "--out"]
+    whole = _run(*script, str(tmp_path / "whole"), "--docs", str(tmp_path / "docs"))
+    assert whole.returncode == 0, whole.stderr
+    assert "low compute: pruned filters err" in whole.stdout
+    page = (tmp_path / "docs" / "compute-optimal-transfer.md").read_text()
+    assert "| filter 0.5 | " in page and "nan" not in page
+    for name in re.findall(r"\]\((figures/.*?)\)", page):
+        assert (tmp_path / "docs" / name).exists()
+
+    stored = tmp_path / "killed" / "stream 0.02"
+    started = _start(*script, str(tmp_path / "killed"))
+    try:
+        deadline = time.monotonic() + 100
+        while len(list(stored.glob("*.json"))) < 3:
+            assert started.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        started.kill()
+        started.wait()
+    before = {file: file.stat().st_mtime_ns for file in stored.glob("*.json")}
+    again = _run(*script, str(tmp_path / "killed"))
+    assert again.returncode == 0, again.stderr
+    assert 3 <= len(before) < 12 and all(file.stat().st_mtime_ns == at for file, at in before.items())
+    one, other = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
+    assert one["frontier"] == other["frontier"] and len(one["frontier"]["curves"]) == 12
+
+
+@pytest.mark.slow
+def test_compute_optimal_transfer_of_a_network_and_images_of_one_s_own(tmp_path: Path) -> None:
+    vision.torchvision()
+    import timm
+    from PIL import Image
+
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
+    for index in range(80):
+        label = index % 2
+        folder = tmp_path / "stripes" / f"class {label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        pixels[:, label * 20 : label * 20 + 20] //= 4
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    # In every process torchvision is to import without its compiled operators.
+    (tmp_path / "sitecustomize.py").write_text("from tests.support import vision\nvision.torchvision()\n")
+    done = _run(
+        "compute_optimal_transfer.py", *_TINY, "--out", str(tmp_path / "out"), "--model", "timm:test_resnet",
+        "--weights", str(tmp_path / "weights.pth"), "--images", str(tmp_path / "stripes"), "--image-size", "32",
+        "--batch-size", "8", path=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    frontier = Frontier.from_json(json.dumps(json.loads((tmp_path / "out" / "results.json").read_text())["frontier"]))
+    assert frontier.tasks == ("stripes",) and len(frontier.curves) == 6 and not frontier.failures
+    assert frontier.cost((0.5, "filter")) < 0.9
+    wrong = _run("compute_optimal_transfer.py", "--model", "timm:test_resnet")
+    assert wrong.returncode == 2 and "--model and --images go together" in wrong.stderr
+
+
+def test_the_page_on_transfer_is_what_its_results_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from transfer import page
+
+    document = json.loads((ROOT / "docs" / "figures" / "transfer-results.json").read_text())
+    text = page.page(Frontier.from_json(json.dumps(document["frontier"])), document)
+    assert (ROOT / "docs" / "compute-optimal-transfer.md").read_text() == text
 
 
 def test_every_example_is_run() -> None:

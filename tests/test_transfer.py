@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from structprune import ModelError, OptionError
@@ -23,8 +27,11 @@ from structprune.transfer import (
     Task,
     finetune,
     new_head,
+    plot_errors,
+    plot_stream,
     sweep,
 )
+from structprune.transfer.interval import interval
 
 BATCH = 16
 
@@ -109,7 +116,7 @@ def test_a_budget_is_spent_and_not_more() -> None:
     assert curve.points[-1].step == pytest.approx(2e9 / curve.step_flops, abs=1)
     assert curve.final < 0.1 < curve.points[0].metric
     assert [p.flops for p in curve.points] == sorted({p.flops for p in curve.points})
-    assert LearningCurve.from_dict(curve.to_dict()).to_dict()["points"][1:] == curve.to_dict()["points"][1:]
+    assert str(LearningCurve.from_dict(json.loads(json.dumps(curve.to_dict())))) == str(curve)
     assert math.isnan(curve.at(3e9)) and curve.at(curve.points[3].flops) == pytest.approx(curve.points[3].metric)
 
 
@@ -148,6 +155,29 @@ def test_the_head_alone() -> None:
     assert torch.equal(mean, model[1].running_mean) and curve.step_flops < run().step_flops / 2
     with pytest.raises(OptionError, match="the task has none"):
         finetune(network(), Task("none", data(0), data(1)), budget_flops=1e9, head_only=True)
+
+
+class Named(TensorDataset):
+    """Inputs by name, as tokenizers make them."""
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return {"input": x}, y
+
+
+def test_named_inputs_loaders_and_half_precision() -> None:
+    task = Task("named", Named(*data(0).tensors), Named(*data(1).tensors), classes=2)
+    options: dict[str, Any] = {"budget_flops": 2e9, "batch_size": BATCH}
+    torch.manual_seed(0)
+    assert str(finetune(network(), task, **options).points) == str(run().points)
+    loader = DataLoader(data(0), BATCH, shuffle=True, generator=torch.Generator().manual_seed(0))
+    loaded = Task("loaded", loader, DataLoader(data(1), 10), classes=2)
+    assert finetune(network(), loaded, budget_flops=2e9).final < 0.1
+    for dtype in (torch.bfloat16, torch.float16):
+        assert finetune(network(), TASK, autocast=dtype, **options).final < 0.1
+    few = Task("few", DataLoader(data(0, 0)), data(1), classes=2)
+    with pytest.raises(OptionError, match=r"Task 'few' has fewer training samples than a step needs: 1 process, each"):
+        finetune(network(), few, budget_flops=2e9)
 
 
 def test_heads_and_errors() -> None:
@@ -222,6 +252,36 @@ def test_processes_give_the_same() -> None:
     assert sweep(model, [TASK], [0], **options).to_json() == ours.to_json()
 
 
+def dies(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    os._exit(1)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_fails_its_own_run_alone() -> None:
+    torch.manual_seed(0)
+    tasks = [
+        Task("a", data(0), data(1), 2),
+        Task("dies", data(0), data(1), 2, loss=dies),
+        Task("b", data(0), data(1), 2),
+    ]
+    found = sweep(network(), tasks, [0], seeds=[0, 1], budget_flops=2e8, batch_size=BATCH)
+    assert sorted((c.task, c.about["seed"]) for c in found.curves) == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert [(f.task, f.seed) for f in found.failures] == [("dies", 0), ("dies", 1)]
+    assert "BrokenProcessPool" in found.failures[0].error
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_dask_gives_the_same(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(tmp_path / "dask")
+    )
+    with cluster, distributed.Client(cluster) as client:
+        found = swept(client.get_executor(), tmp_path / "store")
+    assert not found.failures and found.to_json() == swept(Counting(), None).to_json()
+
+
 # The frontier, on curves that were made up.
 
 
@@ -246,13 +306,17 @@ def test_the_best_at_a_budget_and_where_they_cross() -> None:
     low, high = frontier.best(10), frontier.best(1000)
     assert (low.ratio, low.granularity, high.ratio) == (0.5, "filter", 0.0)
     assert low.metric == pytest.approx(0.405) and low.dense == pytest.approx(0.805)
-    assert low.interval == pytest.approx((0.4, 0.41))
+    # Student's t of one degree of freedom: two seeds say little.
+    assert low.interval == pytest.approx((0.405 - 12.706 * 0.005, 0.405 + 12.706 * 0.005))
     assert 100 < frontier.crossover((0.5, "filter")) < 1000
     assert frontier.crossover((0.0, "dense")) == frontier.budgets[0]
     # Half of the dense network's gain, from 0.905 to 0.105, is reached at about 100.
     assert frontier.low_compute("a") == pytest.approx(100, rel=0.6)
     mean, (least, most) = frontier.improvement("filter")
     assert 0.4 < least <= mean <= most < 0.55
+    assert frontier.gain(10)[0] == pytest.approx(1 - (0.4 / 0.8 + 0.41 / 0.81) / 2)
+    assert frontier.gain(1000, cut=(0.5, "filter"))[0] == pytest.approx(1 - (0.2 / 0.1 + 0.21 / 0.11) / 2)
+    assert frontier.cost((0.5, "filter")) == 1
     assert frontier.area((0.5, "filter")) < frontier.area((0.0, "dense"))
     assert frontier.stream((0.0, "dense"), 1000) == ([1000, 2000], pytest.approx([0.105, 0.105]))
     assert frontier.recommend(10).ratio == 0.5 and frontier.regret("a") == pytest.approx(0)
@@ -274,11 +338,56 @@ def test_a_scaling_law_finds_what_it_was_made_of() -> None:
         ScalingLaw.fit(rows[:3])
 
 
-def test_a_plot() -> None:
+def test_luck_in_choosing_is_no_gain() -> None:
+    """Each seed has another network that is better by luck alone: what the other seeds choose gains nothing."""
+    curves = []
+    for seed in (0, 1, 2):
+        curves.append(made("a", 0.0, "dense", seed, [0.9, 0.5, 0.5]))
+        curves += [made("a", r, "filter", seed, [0.9, *[0.2 if lucky == seed else 0.6] * 2])
+                   for lucky, r in enumerate((0.25, 0.5, 0.75))]  # fmt: skip
+    frontier = Frontier(curves)
+    assert frontier.best(50).metric == pytest.approx(1.4 / 3)  # which is no better than the dense network's 0.5
+    assert frontier.gain(50)[0] == pytest.approx(1 - 0.6 / 0.5)
+
+
+def test_granularities_at_equal_cost() -> None:
+    def costing(curve: LearningCurve, step: int) -> LearningCurve:
+        return replace(curve, step_flops=step)
+
+    curves = []
+    for seed in (0, 1):
+        curves.append(costing(made("a", 0.0, "dense", seed, [0.9, 0.4, 0.4]), 100))
+        # At 50 the channels' line from 0.6 at 25 to 0.4 at 100 is at 0.5.
+        curves.append(costing(made("a", 0.5, "channel", seed, [0.9, 0.6, 0.6]), 25))
+        curves.append(costing(made("a", 0.5, "filter", seed, [0.9, 0.45, 0.45]), 50))
+        curves.append(costing(made("a", 0.9, "filter", seed, [0.9, 0.1, 0.1]), 20))
+    frontier = Frontier(curves)
+    gain, (low, high) = frontier.against("filter", "channel")
+    assert gain == pytest.approx(0.1) == low == high
+    with pytest.raises(OptionError, match="No random network costs as much as a channel network or more"):
+        Frontier([*curves, made("a", 0.5, "random", 0, [0.9, 0.6, 0.6])]).against("random", "channel")
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 9, 12, 40, 200])
+def test_intervals_are_student_s(count: int) -> None:
+    from scipy import stats
+
+    samples = np.random.default_rng(count).normal(3, 1, count)
+    low, high = interval(samples)
+    expected = stats.t.interval(0.95, count - 1, loc=samples.mean(), scale=stats.sem(samples))
+    assert low <= expected[0] + 1e-3 and high >= expected[1] - 1e-3
+    assert high - low == pytest.approx(expected[1] - expected[0], rel=0.03)
+    assert all(map(math.isnan, interval(np.array([1.0, math.nan]))))
+
+
+def test_plots() -> None:
     pytest.importorskip("matplotlib").use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots()
-    known().plot(axes)
-    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["dense", "filter 0.5"]
+    figure, (left, right) = plt.subplots(1, 2)
+    plot_errors(known(), left)
+    plot_stream(known(), right, budgets=[10, 1000])
+    assert [line.get_label() for line in left.lines] == ["dense", "filter 0.5"]
+    dense = right.lines[0]
+    assert list(dense.get_xdata()) == [20, 2000] and list(dense.get_ydata()) == pytest.approx([0.805, 0.105])
     plt.close(figure)

@@ -8,6 +8,7 @@ from structprune.transfer.curve import LearningCurve, Point
 from structprune.transfer.finetuning import finetune
 from structprune.transfer.frontier import Best, Frontier
 from structprune.transfer.meter import ComputeMeter
+from structprune.transfer.plots import plot_errors, plot_stream
 from structprune.transfer.scaling import ScalingLaw
 from structprune.transfer.sweep import sweep
 from structprune.transfer.task import Task, new_head
@@ -22,5 +23,7 @@ __all__ = [
     "Task",
     "finetune",
     "new_head",
+    "plot_errors",
+    "plot_stream",
     "sweep",
 ]

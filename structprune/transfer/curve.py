@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,17 @@ class LearningCurve:
         return float(np.interp(np.log(max(flops, spent[0])), np.log(spent), metrics))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON takes it."""
-        return {**asdict(self), "about": dict(self.about)}
+        """All of it, as JSON takes it: the points by column."""
+        columns = {f.name: [getattr(p, f.name) for p in self.points] for f in fields(Point)}
+        # JSON knows no NaN, which is the loss before the first step.
+        columns["loss"] = [None if math.isnan(loss) else loss for loss in columns["loss"]]
+        about = dict(self.about)
+        return {"task": self.task, "step_flops": self.step_flops, "params": self.params, "about": about, **columns}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> LearningCurve:
         """Read what ``to_dict`` gave."""
-        points = tuple(Point(**point) for point in document["points"])
-        return cls(**{**document, "points": points})
+        columns = {f.name: document[f.name] for f in fields(Point)}
+        columns["loss"] = [math.nan if loss is None else loss for loss in columns["loss"]]
+        points = tuple(Point(*row) for row in zip(*columns.values(), strict=True))
+        return cls(document["task"], points, document["step_flops"], document["params"], dict(document["about"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, default_collate
 from typing_extensions import TypedDict, Unpack
 
 from structprune.checkpoint.writing import in_place_of
 from structprune.errors import OptionError
+from structprune.transfer.batches import Batches
 from structprune.transfer.curve import LearningCurve, Point
 from structprune.transfer.meter import ComputeMeter
 from structprune.transfer.task import Task, new_head
@@ -32,12 +32,13 @@ class FinetuneOptions(TypedDict, total=False):
         schedule: A function of the share of the budget that is spent, in [0, 1], that scales the rate; by default
             a warm-up over the first twentieth, then constant, so that every point of the curve is a result.
         head_only: Train the new head alone; everything else is frozen, and in evaluation mode.
-        batch_size: Samples a step, where the task has a ``Dataset``. Default 64.
+        batch_size: Samples of a process in a step, where the task has a ``Dataset``. Default 64.
         seed: Decides the head's weights and the order of the samples. Default 0.
         evaluate_at: FLOPs at which to evaluate, beside the start and the end; log-spaced by default.
         device: Where to train. Default: where the model is.
         autocast: A dtype for mixed precision, such as ``torch.bfloat16``. Default: none.
-        accelerator: An ``accelerate.Accelerator``, for several devices; FLOPs are those of all of them.
+        accelerator: An ``accelerate.Accelerator``, for several devices, as ``torchrun`` or ``accelerate launch`` starts
+            them: every process takes its share of the data, FLOPs are those of all of them.
         checkpoint: A file that the run is stored in at every evaluation, and taken up from.
         progress: Whether to show a bar. Default ``False``.
     """
@@ -66,8 +67,8 @@ def finetune(model: nn.Module, task: Task, *, budget_flops: float, **options: Un
         **options: See ``FinetuneOptions``.
 
     Returns:
-        The metric over accumulated FLOPs. The same seed gives the same curve on the CPU, also when it
-        was interrupted and taken up from its checkpoint.
+        The metric over accumulated FLOPs. With a ``Dataset`` the same seed gives the same curve on the CPU, also when
+        it was interrupted and taken up from its checkpoint; the order of a ``DataLoader`` is its own.
 
     Raises:
         OptionError: An option is unknown, or the budget does not pay for one step.
@@ -103,28 +104,30 @@ class _Run:
 
     def __init__(self, model: nn.Module, task: Task, budget: float, options: FinetuneOptions) -> None:
         self.model, self.task, self.budget = model, task, float(budget)
-        self.seed = options.get("seed", 0)
-        self.batch_size = options.get("batch_size", 64)
+        seed = options.get("seed", 0)
+        self.seed = seed
         self.schedule = options.get("schedule", constant_after_warm_up)
         self.accelerator = options.get("accelerator")
         self.autocast = options.get("autocast")
         self.checkpoint = Path(options["checkpoint"]) if "checkpoint" in options else None
         self.progress = options.get("progress", False)
-        head = new_head(model, task.classes, self.seed) if task.classes is not None else None
+        self.head = new_head(model, task.classes, seed) if task.classes is not None else None
+        self.frozen = options.get("head_only", False)
         if "device" in options:
             model.to(options["device"])
-        trained = self._trained(head) if options.get("head_only") else list(model.parameters())
-        self.frozen = bool(options.get("head_only"))
-        self.head = head
+        trained = self._head_alone() if self.frozen else list(model.parameters())
         self.optimizer = options.get("optimizer", _sgd)([p for p in trained if p.requires_grad])
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.meter = ComputeMeter(model)
-        self.processes = getattr(self.accelerator, "num_processes", 1)
-        self.device = next(model.parameters()).device
         self.runner: nn.Module = model
+        rank, self.processes, self.device = 0, 1, next(model.parameters()).device
         if self.accelerator is not None:
             self.runner, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+            rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
             self.device = self.accelerator.device
+        self.batches = Batches(task, options.get("batch_size", 64), seed, self.device, rank, self.processes)
+        # Half precision has too few exponents for gradients: losses are scaled up, as torch.amp does it.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast == torch.float16)
         self.points: list[Point] = []
         self.state = _State()
         self.evaluate_at = sorted(options.get("evaluate_at") or _log_spaced(self.budget))
@@ -134,11 +137,10 @@ class _Run:
         self._resume()
         if not self.points:
             self._evaluate()
-        batches = self._batches(self.state.step)
         pending: list[float] | None = None
         with _bar(self.progress, self.task.name, self.budget) as advance:
-            for inputs, targets in batches:
-                cost = self.processes * (self.meter.step_flops(inputs) + self.meter.update_flops)
+            for inputs, targets in self.batches.training(self.state.step):
+                cost = self._cost(inputs)
                 if pending is None:
                     # What the last evaluation was made for lies less than a step beyond it.
                     done = self.spent + cost if self.state.step else 0
@@ -157,18 +159,17 @@ class _Run:
             )
         if self.points[-1].step != self.state.step:
             self._evaluate()
-        return LearningCurve(
-            self.task.name,
-            tuple(self.points),
-            self.processes * self.meter.step_flops(inputs) + self.meter.update_flops,
-            sum(p.numel() for p in self.model.parameters()),
-            {"seed": self.seed},
-        )
+        params = sum(p.numel() for p in self.model.parameters())
+        return LearningCurve(self.task.name, tuple(self.points), self._cost(inputs), params, {"seed": self.seed})
 
     @property
     def spent(self) -> int:
         """Training FLOPs of all processes so far."""
         return self.processes * self.meter.training_flops
+
+    def _cost(self, inputs: Any) -> int:
+        """FLOPs of a training step of all processes."""
+        return self.processes * (self.meter.step_flops(inputs) + self.meter.update_flops)
 
     def _step(self, inputs: Any, targets: Any) -> None:
         self.runner.train(not self.frozen)
@@ -178,12 +179,14 @@ class _Run:
             group["lr"] = rate * self.schedule(min(1.0, self.spent / self.budget))
         self.optimizer.zero_grad()
         with self._precision():
-            loss = self.task.loss(self.runner(inputs), targets)
+            loss = self.task.loss(_outputs(self.runner, inputs), targets)
         if self.accelerator is not None:
             self.accelerator.backward(loss)
+            self.meter.update(self.optimizer.step)
         else:
-            torch.autograd.backward(loss)
-        self.meter.update(self.optimizer.step)
+            torch.autograd.backward(self.scaler.scale(loss))
+            self.meter.update(lambda: self.scaler.step(self.optimizer))
+            self.scaler.update()
         self.meter.step(inputs)
         self.state.step += 1
         self.state.loss_sum += loss.detach().item()
@@ -191,68 +194,44 @@ class _Run:
 
     def _evaluate(self) -> None:
         self.runner.eval()
-        total, count = 0.0, 0
+        total, count = 0.0, 0.0
         with torch.no_grad():
-            for inputs, targets in self._in_order():
+            for inputs, targets in self.batches.testing():
                 with self._precision():
-                    outputs = self.runner(inputs)
+                    outputs = _outputs(self.model, inputs)
                 self.meter.evaluate(inputs)
                 values = self.task.metric(outputs, targets)
                 total, count = total + float(values.sum()), count + values.numel()
         state = self.state
-        loss = state.loss_sum / state.loss_count if state.loss_count else math.nan
-        self.points.append(Point(self.spent, total / max(1, count), loss, state.step, self.meter.evaluation_flops))
+        total, count, losses, steps, evaluation = self._summed(
+            total, count, state.loss_sum, state.loss_count, self.meter.evaluation_flops
+        )
+        loss = losses / steps if steps else math.nan
+        self.points.append(Point(self.spent, total / max(1, count), loss, state.step, int(evaluation)))
         state.loss_sum, state.loss_count = 0.0, 0
         self._store()
 
-    def _batches(self, start: int) -> Iterator[tuple[Any, Any]]:
-        """Training batches without end, from a step on: each pass in an order of its own."""
-        data, epoch, skip = self.task.train, 0, start
-        while True:
-            if isinstance(data, DataLoader):
-                batches: Any = data
-                length = len(data)
-            else:
-                samples: Any = data
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                order = torch.randperm(len(samples), generator=generator).tolist()
-                size = min(self.batch_size, len(order))
-                # The last few of a pass would be a batch of another size, and another cost.
-                starts = range(0, len(order) - size + 1, size)
-                length = len(starts)
-                chosen = starts[skip:] if skip < length else ()
-                batches = (default_collate([samples[j] for j in order[i : i + size]]) for i in chosen)
-            if skip >= length:
-                skip, epoch = skip - length, epoch + 1
-                continue
-            for index, batch in enumerate(batches):
-                if isinstance(data, DataLoader) and index < skip:
-                    continue
-                yield self._placed(batch)
-            skip, epoch = 0, epoch + 1
-
-    def _in_order(self) -> Iterator[tuple[Any, Any]]:
-        data: Any = self.task.test
-        loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=512)
-        return (self._placed(batch) for batch in loader)
-
-    def _placed(self, batch: Any) -> tuple[Any, Any]:
-        inputs, targets = batch
-        return tuple(t.to(self.device) if isinstance(t, torch.Tensor) else t for t in (inputs, targets))  # type: ignore[return-value]
+    def _summed(self, *values: float) -> list[float]:
+        """Over all processes."""
+        if self.processes == 1:
+            return list(values)
+        here = torch.tensor(values, dtype=torch.float64, device=self.device)
+        together: list[float] = self.accelerator.reduce(here, "sum").tolist()  # type: ignore[union-attr]
+        return together
 
     def _precision(self) -> Any:
         return torch.autocast(self.device.type, self.autocast) if self.autocast is not None else nullcontext()
 
-    def _trained(self, head: str | None) -> list[nn.Parameter]:
-        if head is None:
+    def _head_alone(self) -> list[nn.Parameter]:
+        """The new head's parameters; all others are frozen."""
+        if self.head is None:
             raise OptionError("head_only trains a new head, and the task has none: give it classes.")
-        own = set(map(id, self.model.get_submodule(head).parameters()))
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(id(parameter) in own)
-        return list(self.model.get_submodule(head).parameters())
+        self.model.requires_grad_(False)
+        head = self.model.get_submodule(self.head).requires_grad_(True)
+        return list(head.parameters())
 
     def _store(self) -> None:
-        if self.checkpoint is None:
+        if self.checkpoint is None or self.batches.rank:
             return
         document = {
             "model": self.model.state_dict(),
@@ -260,6 +239,7 @@ class _Run:
             "points": [vars(point) for point in self.points],
             "step": self.state.step,
             "meter": self.meter.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
             "budget": self.budget,
         }
@@ -281,7 +261,13 @@ class _Run:
         self.points = [Point(**point) for point in document["points"]]
         self.state.step = document["step"]
         self.meter.load_state_dict(document["meter"])
+        self.scaler.load_state_dict(document["scaler"])
         torch.set_rng_state(document["random"].cpu())
+
+
+def _outputs(model: nn.Module, inputs: Any) -> Any:
+    """A mapping goes in as keywords, as ``example_inputs`` of ``structprune.prune_model`` do."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
 def _sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +14,11 @@ import numpy.typing as npt
 from structprune.errors import OptionError
 from structprune.measure.quantities import scaled
 from structprune.transfer.curve import LearningCurve
+from structprune.transfer.cut import DENSE, Cut, cut_of, name_of
+from structprune.transfer.interval import Interval, interval, mean
 from structprune.transfer.scaling import ScalingLaw
 
-Cut = tuple[float, str]
-DENSE: Cut = (0.0, "dense")
-_RESAMPLES = 2000
-_BUDGETS = 12
+_BUDGETS = 16
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Best:
         ratio: The share of channels that goes; 0: the dense network.
         granularity: ``"filter"``, ``"channel"``, or ``"dense"``.
         metric: Its metric, the mean over tasks and seeds.
-        interval: 95 % of it over seeds, by bootstrap.
+        interval: 95 % of it over seeds, by Student's t; beyond the measured budgets what the scaling law leaves.
         dense: The dense network's metric at that budget.
     """
 
@@ -51,12 +49,14 @@ class Best:
     ratio: float
     granularity: str
     metric: float
-    interval: tuple[float, float]
+    interval: Interval
     dense: float
 
 
 class Frontier:
     """The curves of a sweep. Metrics are to be small, and means over tasks give every task the same weight.
+
+    A cut is a ratio and a granularity, such as ``(0.5, "filter")``; ``(0.0, "dense")`` is the dense network.
 
     Attributes:
         curves: One for each run.
@@ -83,7 +83,7 @@ class Frontier:
     @cached_property
     def cuts(self) -> tuple[Cut, ...]:
         """Ratio and granularity of all networks, the dense one first."""
-        return tuple(sorted({_cut(curve) for curve in self.curves}))
+        return tuple(sorted({cut_of(curve) for curve in self.curves}))
 
     @cached_property
     def budgets(self) -> tuple[float, ...]:
@@ -92,21 +92,25 @@ class Frontier:
         most = min(curve.points[-1].flops for curve in self.curves)
         return tuple(np.geomspace(least, max(most, least), _BUDGETS).tolist())
 
-    def metric(self, cut: Cut, budget: float, *, tasks: Sequence[str] = (), seed: int | None = None) -> float:
-        """The mean metric of a cut at a budget, over tasks (all, if not given) and seeds."""
-        values = self._values(cut, budget, tasks or self.tasks)
-        chosen = values if seed is None else values[:, [self.seeds.index(seed)]]
-        return float(_mean(chosen))
+    def metric(self, cut: Cut, budget: float, *, tasks: Sequence[str] = (), seeds: Sequence[int] = ()) -> float:
+        """The mean metric of a cut at a budget, over tasks and seeds (all, if not given)."""
+        values = self._values(cut, budget, tasks)
+        return float(mean(values[:, [self.seeds.index(s) for s in seeds]] if seeds else values))
+
+    def interval(self, cut: Cut, budget: float, *, tasks: Sequence[str] = ()) -> Interval:
+        """95 % of ``metric`` over seeds."""
+        return interval(mean(self._values(cut, budget, tasks), axis=0))
+
+    def cost(self, cut: Cut) -> float:
+        """FLOPs of a training step, as a share of the dense network's."""
+        steps = {c: float(np.mean([x.step_flops for x in self.curves if cut_of(x) == c])) for c in (cut, DENSE)}
+        return steps[cut] / steps[DENSE]
 
     def best(self, budget: float, *, tasks: Sequence[str] = (), granularity: str | None = None) -> Best:
         """The cut of the least mean metric at a budget, with its interval over seeds."""
-        tasks = tasks or self.tasks
-        allowed = [c for c in self.cuts if granularity is None or c == DENSE or c[1] == granularity]
-        means = {cut: self.metric(cut, budget, tasks=tasks) for cut in allowed}
-        cut = min((c for c in allowed if not math.isnan(means[c])), key=means.__getitem__, default=DENSE)
-        values = self._values(cut, budget, tasks)
-        dense = means.get(DENSE, math.nan)
-        return Best(budget, *cut, means.get(cut, math.nan), _interval(_mean(values, axis=0)), dense)
+        cut = self._least(self._cuts_of(granularity), budget, tasks)
+        metric, dense = (self.metric(c, budget, tasks=tasks) for c in (cut, DENSE))
+        return Best(budget, *cut, metric, self.interval(cut, budget, tasks=tasks), dense)
 
     def crossover(self, cut: Cut, *, tasks: Sequence[str] = ()) -> float:
         """The least budget from which the dense network is at least as good as a cut; infinite if it never is."""
@@ -124,38 +128,90 @@ class Frontier:
         reached = [b for b in self.budgets if self.metric(DENSE, b, tasks=[task]) <= half]
         return reached[0] if reached else self.budgets[-1]
 
-    def improvement(
-        self, granularity: str = "filter", *, tasks: Sequence[str] = (), cut: Cut | None = None
-    ) -> tuple[float, tuple[float, float]]:
-        """How much less the best pruned network errs than the dense one in the low-compute regime.
+    def gain(
+        self, budget: float, granularity: str = "filter", *, tasks: Sequence[str] = (), cut: Cut | None = None
+    ) -> tuple[float, Interval]:
+        """How much less the best pruned network errs than the dense one at a budget: ``1 - pruned / dense``.
 
-        At every budget of the regime the pruned network is the best of a granularity by its mean over
-        seeds and tasks (or the one ``cut``), and its error is held against the dense one's: ``1 - pruned / dense``,
-        averaged over budgets, then tasks.
+        The pruned network is the best of a granularity on all *other* seeds, so that luck in choosing is not counted
+        as gain; or the one ``cut``. The relative gain is averaged over tasks.
 
         Returns:
             The mean, and its 95 % interval over seeds.
         """
         tasks = tasks or self.tasks
-        by_seed = np.array([[self._task_improvement(t, s, granularity, cut, tasks) for t in tasks] for s in self.seeds])
-        means = by_seed.mean(axis=1)
-        return float(means.mean()), _interval(means)
+        by_seed = mean(np.array([self._gains(t, [budget], granularity, cut, tasks) for t in tasks])[..., 0], axis=0)
+        return float(mean(by_seed)), interval(by_seed)
 
-    def _task_improvement(self, task: str, seed: int, granularity: str, cut: Cut | None, tasks: Sequence[str]) -> float:
-        regime = [b for b in self.budgets if b <= self.low_compute(task)] or [self.budgets[0]]
-        gains = []
-        for budget in regime:
-            chosen = cut or self._best_pruned(budget, granularity, tasks)
-            dense = self.metric(DENSE, budget, tasks=[task], seed=seed)
-            pruned = self.metric(chosen, budget, tasks=[task], seed=seed)
-            gains.append(1 - pruned / dense if dense else 0.0)
-        return float(np.mean(gains))
+    def improvement(
+        self, granularity: str = "filter", *, tasks: Sequence[str] = (), cut: Cut | None = None
+    ) -> tuple[float, Interval]:
+        """``gain`` in the low-compute regime: averaged over the budgets up to each task's ``low_compute``, then tasks.
 
-    def _best_pruned(self, budget: float, granularity: str, tasks: Sequence[str]) -> Cut:
-        allowed = [c for c in self.cuts if c[1] == granularity]
-        if not allowed:
-            raise OptionError(f"No run has granularity {granularity!r}; there are {[c[1] for c in self.cuts]}.")
-        return min(allowed, key=lambda cut: self.metric(cut, budget, tasks=tasks))
+        Returns:
+            The mean, and its 95 % interval over seeds.
+        """
+        tasks = tasks or self.tasks
+        regimes = {t: [b for b in self.budgets if b <= self.low_compute(t)] for t in tasks}
+        by_seed = mean(
+            np.array([mean(self._gains(t, regimes[t], granularity, cut, tasks), axis=1) for t in tasks]), axis=0
+        )
+        return float(mean(by_seed)), interval(by_seed)
+
+    def against(self, granularity: str, other: str, *, tasks: Sequence[str] = ()) -> tuple[float, Interval]:
+        """How much less one granularity errs than another at equal FLOPs of a step, over all budgets.
+
+        Errors are averaged over cuts, tasks and budgets. The other's error between the networks that were run is linear
+        in the logarithm of their FLOPs; the dense network is one of them. Cuts of the first that are cheaper than all
+        of the other are left out.
+
+        Returns:
+            ``1 - error / other's error``, and its 95 % interval over seeds.
+        """
+        tasks = tasks or self.tasks
+        known = sorted((self.cost(c), c) for c in self._cuts_of(other))
+        costs = np.log([cost for cost, _ in known])
+        ours, theirs = [], []
+        for cut in self._cuts_of(granularity):
+            if cut == DENSE or self.cost(cut) < known[0][0]:
+                continue
+            for budget in self.budgets:
+                values = np.stack([self._values(c, budget, tasks) for _, c in known])
+                ours.append(self._values(cut, budget, tasks))
+                theirs.append(_interpolated(np.log(self.cost(cut)), costs, values))
+        if not ours:
+            raise OptionError(f"No {granularity} network costs as much as a {other} network or more: run more ratios.")
+        errors, others = (mean(mean(np.stack(x), axis=0), axis=0) for x in (ours, theirs))
+        by_seed = 1 - errors / others
+        return float(mean(by_seed)), interval(by_seed)
+
+    def _gains(
+        self, task: str, budgets: Sequence[float], granularity: str, cut: Cut | None, tasks: Sequence[str]
+    ) -> npt.NDArray[np.float64]:
+        """Relative gains on a task, by seed and budget."""
+        pruned = [c for c in self._cuts_of(granularity) if c != DENSE]
+        gains = np.full((len(self.seeds), len(budgets)), np.nan)
+        for row, seed in enumerate(self.seeds):
+            others = [s for s in self.seeds if s != seed]
+            for column, budget in enumerate(budgets):
+                chosen = cut or self._least(pruned, budget, tasks, others)
+                error, dense = (self.metric(c, budget, tasks=[task], seeds=[seed]) for c in (chosen, DENSE))
+                gains[row, column] = 1 - _share(np.array(error), np.array(dense))
+        return gains
+
+    def _cuts_of(self, granularity: str | None) -> list[Cut]:
+        """The dense network, and the cuts of a granularity; all, if it is ``None``."""
+        found = [c for c in self.cuts if granularity is None or c == DENSE or c[1] == granularity]
+        if not any(c != DENSE for c in found) and granularity is not None:
+            raise OptionError(f"No run has granularity {granularity!r}; there are {sorted({c[1] for c in self.cuts})}.")
+        return found
+
+    def _least(self, cuts: Sequence[Cut], budget: float, tasks: Sequence[str], seeds: Sequence[int] = ()) -> Cut:
+        means = {cut: self.metric(cut, budget, tasks=tasks, seeds=seeds) for cut in cuts}
+        reached = [cut for cut in cuts if not math.isnan(means[cut])]
+        if not reached:
+            raise OptionError(f"No run of these cuts reaches a budget of {scaled(budget)}FLOPs.")
+        return min(reached, key=means.__getitem__)
 
     def area(self, cut: Cut, *, tasks: Sequence[str] = ()) -> float:
         """The mean metric over the logarithm of the budget: the area under the curve, divided by its width."""
@@ -179,23 +235,36 @@ class Frontier:
         rows = [(b, 1 - cut[0], self.metric(cut, b, tasks=tasks)) for cut in cuts for b in budgets]
         return ScalingLaw.fit([row for row in rows if not math.isnan(row[2])])
 
-    def recommend(self, budget_flops: float, granularity: str = "filter", *, tasks: Sequence[str] = ()) -> Best:
-        """The cut to use for a budget: measured where runs reach it, by the scaling law beyond."""
+    def recommend(self, budget_flops: float, granularity: str | None = None, *, tasks: Sequence[str] = ()) -> Best:
+        """The cut to use for a budget: as measured where runs reach it, by the scaling law elsewhere.
+
+        Args:
+            budget_flops: FLOPs that training may spend.
+            granularity: ``"filter"`` or ``"channel"``; ``None``: whatever was run.
+            tasks: Those that are most like yours; all, if not given.
+        """
         if self.budgets[0] <= budget_flops <= self.budgets[-1]:
             return self.best(budget_flops, tasks=tasks, granularity=granularity)
-        law = self.law(granularity, tasks=tasks)
-        cuts = [c for c in self.cuts if c == DENSE or c[1] == granularity]
-        cut = min(cuts, key=lambda c: law(budget_flops, 1 - c[0]))
-        metric, dense = law(budget_flops, 1 - cut[0]), law(budget_flops, 1.0)
-        return Best(budget_flops, *cut, metric, (metric - law.residual, metric + law.residual), dense)
+        cuts = [c for c in self._cuts_of(granularity) if c != DENSE]
+        laws = {g: self.law(g, tasks=tasks) for _, g in cuts}
+        first = next(iter(laws.values()))
+        predicted = {c: laws[c[1]](budget_flops, 1 - c[0]) for c in cuts} | {DENSE: first(budget_flops, 1.0)}
+        cut = min(predicted, key=predicted.__getitem__)
+        metric, left = predicted[cut], laws.get(cut[1], first).residual
+        return Best(budget_flops, *cut, metric, (metric - left, metric + left), predicted[DENSE])
 
-    def regret(self, held_out: str, granularity: str = "filter") -> float:
-        """What the recommendation from all other tasks costs on a task: a share of the gap from best to worst."""
+    def regret(self, held_out: str, granularity: str | None = None) -> float:
+        """What the recommendation from all other tasks costs on a task, as a share of the gap from best to worst.
+
+        At every budget the metric of the recommended cut is held against the best by hindsight; both the losses and the
+        gaps are added up over budgets.
+        """
         others = [task for task in self.tasks if task != held_out]
-        cuts = [c for c in self.cuts if c == DENSE or c[1] == granularity]
+        if not others:
+            raise OptionError("A recommendation for a task that was held out needs runs on another one.")
         lost, spread = 0.0, 0.0
         for budget in self.budgets:
-            values = {cut: self.metric(cut, budget, tasks=[held_out]) for cut in cuts}
+            values = {cut: self.metric(cut, budget, tasks=[held_out]) for cut in self._cuts_of(granularity)}
             taken = self.recommend(budget, granularity, tasks=others)
             lost += values[taken.ratio, taken.granularity] - min(values.values())
             spread += max(values.values()) - min(values.values())
@@ -219,24 +288,11 @@ class Frontier:
         rows = []
         for budget in self.budgets:
             best = self.best(budget)
-            name = "dense" if not best.ratio else f"{best.granularity} {best.ratio:g}"
+            name = name_of((best.ratio, best.granularity))
             interval = f"{best.interval[0]:.4f} to {best.interval[1]:.4f}"
             rows.append(f"{scaled(budget):>12}  {name:<16} {best.metric:>8.4f} {interval:>17} {best.dense:>8.4f}")
         failed = [f"failed: {f.task}, {f.granularity} {f.ratio:g}, seed {f.seed}: {f.error}" for f in self.failures]
         return "\n".join([head, *rows, *failed])
-
-    def plot(self, axes: Any, *, tasks: Sequence[str] = (), granularity: str | None = None) -> None:
-        """Draw the metric over the budget for every cut, the dense network in black, on matplotlib axes."""
-        shown = [c for c in self.cuts if granularity is None or c == DENSE or c[1] == granularity]
-        for cut in shown:
-            name = "dense" if cut == DENSE else f"{cut[1]} {cut[0]:g}"
-            bands = [_interval(_mean(self._values(cut, b, tasks or self.tasks), axis=0)) for b in self.budgets]
-            means = [self.metric(cut, b, tasks=tasks) for b in self.budgets]
-            style: dict[str, Any] = {"color": "black", "linewidth": 2} if cut == DENSE else {}
-            (line,) = axes.plot(self.budgets, means, label=name, **style)
-            axes.fill_between(self.budgets, *zip(*bands, strict=True), color=line.get_color(), alpha=0.15, linewidth=0)
-        axes.set(xscale="log", xlabel="training FLOPs", ylabel="error")
-        axes.legend()
 
     def _of(self, cut: Cut, task: str) -> list[LearningCurve]:
         return self._by_run.get((cut, task), [])
@@ -245,11 +301,12 @@ class Frontier:
     def _by_run(self) -> dict[tuple[Cut, str], list[LearningCurve]]:
         found: dict[tuple[Cut, str], list[LearningCurve]] = {}
         for curve in self.curves:
-            found.setdefault((_cut(curve), curve.task), []).append(curve)
+            found.setdefault((cut_of(curve), curve.task), []).append(curve)
         return found
 
     def _values(self, cut: Cut, budget: float, tasks: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Metrics by task and seed; NaN where there is no run."""
+        """Metrics by task (all, if none is given) and seed; NaN where there is no run."""
+        tasks = tasks or self.tasks
         values = np.full((len(tasks), len(self.seeds)), np.nan)
         for row, task in enumerate(tasks):
             for curve in self._of(cut, task):
@@ -257,23 +314,17 @@ class Frontier:
         return values
 
 
-def _cut(curve: LearningCurve) -> Cut:
-    return (float(curve.about["ratio"]), str(curve.about["granularity"]))
+def _share(error: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """One error as a share of another; 1 where both are zero, NaN where only the reference is."""
+    shares = np.divide(error, reference, out=np.full(np.shape(error), np.nan), where=reference > 0)
+    return np.where((reference == 0) & (error == 0), 1.0, shares)
 
 
-def _mean(values: npt.NDArray[np.float64], axis: int | None = None) -> Any:
-    """The mean of what is there; NaN where nothing is."""
-    there = ~np.isnan(values)
-    count = there.sum(axis=axis)
-    total = np.where(there, values, 0.0).sum(axis=axis)
-    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
-
-
-def _interval(samples: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """A 95 % interval of the mean over seeds, by the percentile bootstrap (Efron 1979), from fixed random numbers."""
-    samples = samples[~np.isnan(samples)]
-    if not len(samples):
-        return (math.nan, math.nan)
-    drawn = np.random.default_rng(0).choice(samples, (_RESAMPLES, len(samples))).mean(axis=1)
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return float(low), float(high)
+def _interpolated(x: float, known: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Values along their first axis, linear between the two places that are known beside ``x``."""
+    right = min(int(np.searchsorted(known, x)), len(known) - 1)
+    left = max(right - 1, 0)
+    width = known[right] - known[left]
+    weight = (x - known[left]) / width if width else 0.0
+    between: npt.NDArray[np.float64] = values[left] * (1 - weight) + values[right] * weight
+    return between

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,12 +25,13 @@ from structprune.checkpoint.writing import in_place_of
 from structprune.errors import OptionError
 from structprune.plan.options import PruningOptions
 from structprune.transfer.curve import LearningCurve
+from structprune.transfer.cut import DENSE, Cut
 from structprune.transfer.finetuning import FinetuneOptions, finetune
 from structprune.transfer.frontier import Failure, Frontier
 from structprune.transfer.task import Task
 
 _log = logging.getLogger("structprune")
-_DENSE = "dense"
+Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ def sweep(
         seeds: Each decides the head's weights and the order of the samples.
         budget_flops: FLOPs of every run.
         executor: Any ``concurrent.futures.Executor``: threads, processes, ``dask.distributed``'s
-            ``Client.get_executor()``. By default a process for each core, one thread each. What it sends to other
-            machines must find ``store`` there under the same path.
+            ``Client.get_executor()``. By default a process for each core, one thread each. Workers on other machines
+            must find ``store`` there under the same path. Threads share PyTorch's random numbers: with dropout, runs in
+            several threads differ from time to time.
         store: A folder of results. Runs that have one are not run again, so a sweep that was killed goes on
             where it was. By default they are kept in memory alone.
         example_inputs: As for ``prune_model``.
@@ -106,20 +108,13 @@ def sweep(
         payload = folder / "shared.pt"
         _write(payload, shared)
         pending = [job for job in jobs if not _is_done(folder / f"{job.name}.json")]
-        with _pool(executor) as pool:
-            futures = {pool.submit(run_job, str(payload), job): job for job in pending}
-            for done, future in enumerate(as_completed(futures), start=1):
-                job = futures[future]
-                try:
-                    outcome = future.result()
-                except Exception as error:  # a worker that died: its job failed, the others go on
-                    outcome = {"failed": f"{type(error).__name__}: {error}"}
-                _store(folder / f"{job.name}.json", {"job": asdict(job), **outcome})
-                _log.info("[%d/%d] %s: %s", done, len(pending), job.name, outcome.get("failed", "done"))
+        for done, (job, outcome) in enumerate(_outcomes(str(payload), pending, executor), start=1):
+            _store(folder / f"{job.name}.json", {"job": asdict(job), **outcome})
+            _log.info("[%d/%d] %s: %s", done, len(pending), job.name, outcome.get("failed", "done"))
         return _gathered(folder, jobs)
 
 
-def run_job(payload: str, job: Job) -> dict[str, Any]:
+def run_job(payload: str, job: Job) -> Outcome:
     """Prune and fine-tune once, in whatever process the executor has; the curve, or what went wrong."""
     try:
         # Many processes with many threads each would wait for each other.
@@ -149,6 +144,43 @@ def run_job(payload: str, job: Job) -> dict[str, Any]:
         return {"failed": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
 
 
+def _outcomes(payload: str, jobs: Sequence[Job], executor: Executor | None) -> Iterator[tuple[Job, Outcome]]:
+    """Every job with its outcome, as they come."""
+    if executor is not None:
+        for job, future in _completed(executor, payload, jobs):
+            yield job, _result(future)
+        return
+    processes = os.cpu_count() or 1
+    while jobs:
+        lost = set()
+        with _pool(processes) as pool:
+            for job, future in _completed(pool, payload, jobs):
+                if isinstance(future.exception(), BrokenExecutor):
+                    lost.add(job)
+                else:
+                    yield job, _result(future)
+        # A process that died took the pool with it, and what waited. Its job is one of the first, as many as there were
+        # processes: they get one of their own each, the others another pool.
+        left = [job for job in jobs if job in lost]
+        for job in left[:processes]:
+            with _pool(1) as pool:
+                yield job, _result(pool.submit(run_job, payload, job))
+        jobs = left[processes:]
+
+
+def _completed(executor: Executor, payload: str, jobs: Sequence[Job]) -> Iterator[tuple[Job, Future[Outcome]]]:
+    futures = {executor.submit(run_job, payload, job): job for job in jobs}
+    for future in as_completed(futures):
+        yield futures[future], future
+
+
+def _result(future: Future[Outcome]) -> Outcome:
+    try:
+        return future.result()
+    except Exception as error:  # the worker died, or its answer was lost: this job failed, the others go on
+        return {"failed": f"{type(error).__name__}: {error}"}
+
+
 @dataclass(frozen=True)
 class _Shared:
     """What all jobs have in common; every worker reads it from a file."""
@@ -161,9 +193,9 @@ class _Shared:
     options: dict[str, Any]
 
 
-def _cuts(ratios: Sequence[float], granularities: Sequence[str]) -> list[tuple[float, str]]:
+def _cuts(ratios: Sequence[float], granularities: Sequence[str]) -> list[Cut]:
     """The dense network once, then every ratio in every granularity."""
-    dense = [(0.0, _DENSE)] if 0 in ratios else []
+    dense = [DENSE] if 0 in ratios else []
     return dense + [(float(r), g) for g in granularities for r in dict.fromkeys(ratios) if r]
 
 
@@ -205,12 +237,9 @@ def _folder(store: str | Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _pool(executor: Executor | None) -> Iterator[Executor]:
-    if executor is not None:
-        yield executor
-        return
+def _pool(processes: int) -> Iterator[Executor]:
     # A forked child of a process with threads may hang.
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as made:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as made:
         try:
             yield made
         except BaseException:

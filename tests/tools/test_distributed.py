@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tools import finetuning
+from tests.tools.finetuning import TOGETHER
 from tests.tools.networks import CASES, Case
 from tests.tools.worker import PROCESSES, WAYS, part
 
@@ -19,15 +22,18 @@ ROOT = Path(__file__).parents[2]
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 
 
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], Any]]:
     """What every process left, by way and network."""
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, "-W", "ignore", "-m", "tests.tools.worker"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     logs = [(folder / f"{rank}.log").open("w+") for rank in range(PROCESSES)]
     started = [
-        subprocess.Popen([*command, str(rank), folder], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        subprocess.Popen([*command, str(rank), folder], cwd=ROOT, env=_environment(), stdout=log, stderr=log)
         for rank, log in enumerate(logs)
     ]
     try:
@@ -65,3 +71,23 @@ def test_two_processes(results: list[dict[tuple[str, str], Any]], way: str, name
         for key, weight in weights.items():
             torch.testing.assert_close(weight, expected[key], **ROUNDING)
         assert not torch.equal(weights["head.weight"], before["head.weight"])
+
+
+@pytest.mark.slow
+def test_torchrun_learns_what_one_process_does(tmp_path: Path) -> None:
+    """The same batches, in halves: the same curve, and the same FLOPs in all."""
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", str(PROCESSES)]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    done = subprocess.run(
+        [*command, "-m", "tests.tools.finetuning", tmp_path / "curve.json"],
+        cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found, expected = json.loads((tmp_path / "curve.json").read_text()), finetuning.curve(batch_size=TOGETHER).to_dict()
+    assert found["processes"] == PROCESSES
+    # Each process updates a copy of its own, so that the budget ends a step earlier.
+    assert found["step"][:-1] == expected["step"][:-1] and len(found["step"]) > 6
+    assert found["metric"][:-1] == pytest.approx(expected["metric"][:-1], abs=1e-9)
+    assert found["loss"][1:-1] == pytest.approx(expected["loss"][1:-1], rel=1e-4)
+    assert found["flops"][:-1] == pytest.approx(expected["flops"][:-1], rel=0.02)
+    assert found["evaluation_flops"] == pytest.approx(expected["evaluation_flops"], rel=1e-6)

@@ -1,0 +1,261 @@
+"""Which ratio for which compute budget? Prune a pretrained network, fine-tune it on many tasks, and see.
+
+Run it from the repository root; it needs scikit-learn, and matplotlib for the figures::
+
+    python examples/compute_optimal_transfer.py --quick     # under 25 minutes on two cores
+    python examples/compute_optimal_transfer.py             # more samples, nearly three times the budget
+    python examples/compute_optimal_transfer.py --docs docs # and write the page and its figures
+
+A small ResNet is pretrained on half of scikit-learn's digits and on drawn images, then pruned without data at three
+ratios in both granularities. Every network is fine-tuned on eight tasks, near to and far from what it has seen, with
+the same budget of FLOPs each. Results are stored as they come: a run that was stopped goes on where it was.
+
+The same with your own network and images, a folder for each class::
+
+    python examples/compute_optimal_transfer.py --model torchvision:resnet50 --images flowers/ birds/ --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
+from transfer import pretrained
+from transfer.network import SmallResNet
+
+import structprune
+from structprune.transfer import Frontier, Task, finetune, sweep
+
+GRANULARITIES = ("filter", "channel")
+Cut = tuple[float, str]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A pretrained network, and what it is transferred to."""
+
+    model: nn.Module
+    example: torch.Tensor
+    stream: list[Task]
+    near: list[str]
+    development: list[Task]
+    pretraining_error: float | None = None
+
+
+def main() -> None:
+    """Choose learning rates, run the stream, store and show the frontier."""
+    options = _options()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options.out.mkdir(parents=True, exist_ok=True)
+    clock = Clock(options.out / "seconds.json")
+
+    experiment = _own(options) if options.model else _small(options)
+    clock.lap()
+    dense_step = structprune.count_flops(experiment.model, experiment.example, training=True).flops * options.batch_size
+    budget = 1.02 * dense_step * options.steps  # the optimizer's update comes on top
+    cuts = [(0.0, "dense")] + [(r, g) for g in GRANULARITIES for r in options.ratios if r]
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as executor:
+        run = functools.partial(_run, experiment=experiment, budget=budget, executor=executor, options=options)
+        rates = _chosen_rates(run, experiment.development, cuts, options.rates)
+        clock.lap()
+        frontier = run(experiment.stream, rates, range(options.seeds), "stream")
+        clock.lap()
+
+    document = {
+        "frontier": json.loads(frontier.to_json()),
+        "rates": [[*cut, rate] for cut, rate in rates.items()],
+        "near": experiment.near,
+        "settings": {
+            "quick": options.quick, "train": options.train, "seeds": options.seeds, "steps": options.steps,
+            "batch_size": options.batch_size, "rates": options.rates, "pretraining_steps": options.pretraining_steps,
+            "dense_step": dense_step, "development": [task.name for task in experiment.development],
+            "seconds": round(clock.seconds), "pretraining_error": experiment.pretraining_error,
+        },
+    }  # fmt: skip
+    (options.out / "results.json").write_text(json.dumps(document))
+    print(frontier)
+    gain, (low, high) = frontier.improvement("filter")
+    print(f"low compute: pruned filters err {gain:.1%} less than the dense network (95 %: {low:.1%} to {high:.1%})")
+    if options.docs:
+        from transfer.page import write
+
+        write(document, options.docs)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer samples, a smaller budget")
+    parser.add_argument("--out", type=Path, help="folder of the results; default build/transfer/quick or full")
+    parser.add_argument("--docs", type=Path, help="write the page and its figures here")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75])
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.04], help="to choose from")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--tasks", type=int, help="only so many of the stream")
+    parser.add_argument("--train", type=int, help="training samples of a task")
+    parser.add_argument("--steps", type=int, help="budget of a run, in training steps of the dense network")
+    parser.add_argument("--pretraining-steps", type=int)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--jobs", type=int, help="processes at a time; default: as many as cores")
+    parser.add_argument("--device", help="where to train; with cuda take --jobs 1 or few")
+    parser.add_argument("--model", help="torchvision:NAME or timm:NAME")
+    parser.add_argument("--weights", type=Path, help="its state_dict; default: the hub's own, downloaded")
+    parser.add_argument("--images", type=Path, nargs="+", help="a folder for each task, a folder in it for each class")
+    parser.add_argument("--image-size", type=int)
+    options = parser.parse_args()
+    if bool(options.model) != bool(options.images):
+        parser.error("--model and --images go together")
+    options.out = options.out or Path("build/transfer") / ("quick" if options.quick else "full")
+    options.train = options.train or (600 if options.quick else 1000)
+    options.steps = options.steps or (48 if options.quick else 128)
+    options.pretraining_steps = options.pretraining_steps or (1000 if options.quick else 2000)
+    return options
+
+
+def _small(options: argparse.Namespace) -> Experiment:
+    from transfer import images
+
+    stream = images.stream(options.train)[: options.tasks]
+    near = [task.name for task in stream if task.name in images.NEAR]
+    model, error = _pretrained(images.pretraining(3000 if options.quick else 6000), options)
+    example = torch.zeros(1, 1, images.SIDE, images.SIDE)
+    return Experiment(model, example, stream, near, images.development(options.train), error)
+
+
+def _own(options: argparse.Namespace) -> Experiment:
+    model, transform, example = pretrained.load(options.model, options.weights, options.image_size)
+    stream, development = pretrained.tasks(options.images, transform)
+    return Experiment(model, example, stream, [], development)
+
+
+def _pretrained(data: tuple[torch.Tensor, torch.Tensor], options: argparse.Namespace) -> tuple[SmallResNet, float]:
+    """The small ResNet, pretrained once and stored, and its error."""
+    images, labels = data
+    torch.manual_seed(0)
+    model, file = SmallResNet(int(labels.max()) + 1), options.out / "pretrained.pt"
+    if not file.exists():
+        order = torch.randperm(len(labels)).tolist()
+        train, test = (Subset(TensorDataset(images, labels), part) for part in (order[500:], order[:500]))
+        step = structprune.count_flops(model, images[:1], training=True).flops * 2 * options.batch_size
+        curve = finetune(
+            model,
+            Task("pretraining", train, test),
+            budget_flops=1.02 * step * options.pretraining_steps,
+            batch_size=2 * options.batch_size,
+            optimizer=functools.partial(_sgd, rate=0.1, decay=1e-3),
+            schedule=_one_cycle,
+            progress=True,
+        )
+        print(f"pretrained: error {curve.final:.3f} on held-out samples of {model.fc.out_features} classes")
+        torch.save({"model": model.state_dict(), "error": curve.final}, file)
+    stored = torch.load(file, weights_only=True)
+    model.load_state_dict(stored["model"])
+    return model, stored["error"]
+
+
+def _chosen_rates(
+    run: Callable[..., Frontier], tasks: list[Task], cuts: Sequence[Cut], candidates: Sequence[float]
+) -> dict[Cut, float]:
+    """For every network the rate of the least area under its curve on the development tasks."""
+    if len(candidates) == 1:
+        return dict.fromkeys(cuts, candidates[0])
+    tried = {rate: run(tasks, dict.fromkeys(cuts, rate), range(1), "rates") for rate in candidates}
+    rates = {}
+    for cut in cuts:
+        areas = {rate: frontier.area(cut) for rate, frontier in tried.items()}
+        rates[cut] = min(areas, key=areas.__getitem__)
+        said = ", ".join(f"{rate:g}: {area:.3f}" for rate, area in areas.items())
+        print(f"{cut[1]} {cut[0]:g}: learning rate {rates[cut]:g} ({said})", flush=True)
+    return rates
+
+
+def _run(
+    tasks: list[Task], rates: dict[Cut, float], seeds: range, name: str, *, experiment: Experiment, budget: float,
+    executor: Executor, options: argparse.Namespace,
+) -> Frontier:  # fmt: skip
+    """Every network with its own learning rate, on every task and seed."""
+    curves, failures = [], []
+    at = [budget * 2.0**-k for k in range(math.ceil(math.log2(options.steps)), -1, -1)]
+    between = [(low * high) ** 0.5 for low, high in itertools.pairwise(at)]
+    extra: dict[str, Any] = {"device": options.device} if options.device else {}
+    for (ratio, granularity), rate in rates.items():
+        part = sweep(
+            experiment.model,
+            tasks,
+            [ratio],
+            [granularity],
+            seeds,
+            budget_flops=budget,
+            executor=executor,
+            store=options.out / f"{name} {rate:g}",
+            example_inputs=experiment.example,
+            pruning={"round_to": 1},
+            prepare=_follow_quickly,
+            optimizer=functools.partial(_sgd, rate=rate, decay=5e-4),
+            schedule=_constant,
+            batch_size=options.batch_size,
+            evaluate_at=sorted(at + between),
+            **extra,
+        )
+        curves += part.curves
+        failures += part.failures
+    return Frontier(curves, failures)
+
+
+def _follow_quickly(model: nn.Module, task: Task) -> nn.Module:
+    """Let batch norms follow a new task within a few steps.
+
+    With the usual momentum of 0.1 the statistics that evaluation uses would be those of the old data for some twenty
+    steps. Networks that make more steps for their budget would look better for this alone.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 0.5
+    return model
+
+
+def _sgd(parameters: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay, nesterov=True)
+
+
+def _constant(spent: float) -> float:
+    """So that every point of a curve is what a run of that budget would end with."""
+    return 1.0
+
+
+def _one_cycle(spent: float) -> float:
+    """Up over the first tenth, then down to zero along a cosine."""
+    return min(1.0, spent / 0.1 + 1e-3) * 0.5 * (1 + math.cos(math.pi * spent))
+
+
+class Clock:
+    """Seconds that a run took, the parts before it was stopped included."""
+
+    def __init__(self, file: Path) -> None:
+        """Go on from what the file says."""
+        self.file = file
+        self.seconds: float = json.loads(file.read_text()) if file.exists() else 0.0
+        self._last = time.perf_counter()
+
+    def lap(self) -> None:
+        """Add the time since the last call, and store the sum."""
+        now = time.perf_counter()
+        self.seconds, self._last = self.seconds + now - self._last, now
+        self.file.write_text(json.dumps(self.seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What ``compute_optimal_transfer.py`` is made of: a network, images, a page."""
