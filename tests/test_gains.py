@@ -189,7 +189,144 @@ def test_steps_follow_each_other(tmp_path: Any) -> None:
     assert structprune.prove(model, whole, x)
 
 
+class Modes(Scaled):
+    """The number is computed in one mode only."""
+
+    def __init__(self, training: bool) -> None:
+        super().__init__(nn.Identity())
+        self.when = training
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.wide(x)
+        return self.head(h / h.shape[1] if self.training == self.when else h)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_no_weights_serve_two_modes_that_differ(training: bool) -> None:
+    with pytest.raises(structprune.NothingToPruneError, match="it depends on the size"):
+        structprune.plan_pruning(Modes(training), 0.5, keep_representation=False, example_inputs=torch.randn(6, 8))
+
+
+class Other(nn.Module):
+    """Something of a layer of its own over the width of another layer."""
+
+    def __init__(self, between: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.wide, self.head, self.side, self.out = (
+            nn.Linear(8, 32),
+            nn.Linear(32, 4),
+            nn.Linear(8, 12),
+            nn.Linear(12, 4),
+        )
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.wide(x)
+        return self.head(h) + self.out(self.between(self.side(x), h.shape[1]))
+
+
+def written(y: Tensor, n: int) -> Tensor:
+    buffer = torch.zeros(y.shape, dtype=y.dtype, device=y.device)
+    torch.mul(y, 2.0, out=buffer)
+    return y / n + buffer
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda y, n: y / n + torch.tanh(nn.Parameter(y, requires_grad=False)),
+        written,
+        lambda y, n: torch.div(y, 0.3, rounding_mode="floor") / n,
+        lambda y, n: y.sum(1, keepdim=True, dtype=torch.long) / n + y / n,
+        lambda y, n: torch.addmm(y, y, torch.ones(12, 12, dtype=y.dtype, device=y.device)) / n,
+    ],
+    ids=["shared memory", "out=", "rounded", "integers", "addmm of itself"],
+)  # fmt: skip
+def test_ways_that_are_not_proportional(between: Any) -> None:
+    """They are refused, or cut without the number's width and right."""
+    model = oracle.randomise(Other(between).eval())
+    x = torch.randn(6, 8, dtype=torch.float64)
+    try:
+        plan = structprune.plan_pruning(model, 0.5, example_inputs=x, round_to=1, keep_representation=False)
+    except structprune.NothingToPruneError as error:
+        assert "it depends on the size" in str(error)
+        return
+    assert not plan.gains and plan.kept.keys() == {"side.weight", "side.bias", "out.weight"}
+    torch.testing.assert_close(plan.apply(model)(x), silenced(model, plan)(x), rtol=1e-12, atol=1e-12)
+
+
+def test_layers_that_lose_nothing_are_not_touched() -> None:
+    """``ignore`` leaves a layer alone, its values too."""
+    model, x = Other(lambda y, n: y / n), torch.randn(6, 8)
+    with pytest.raises(structprune.NothingToPruneError, match="it depends on the size"):
+        structprune.plan_pruning(model, 0.5, ignore=["side", "out"], example_inputs=x, keep_representation=False)
+
+
+class Weighted(Scaled):
+    """A weight of another layout, read by a function."""
+
+    def __init__(self, weight: Tensor, how: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(lambda h: h / h.shape[1])
+        del self.wide
+        self.weight, self.bias, self.read = nn.Parameter(weight), nn.Parameter(torch.zeros(WIDTH)), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.how(self.read(x, self.weight)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "read"),
+    [
+        ((8, WIDTH), lambda x, w: x @ w),
+        ((1, 1, 8, WIDTH), lambda x, w: nn.functional.conv2d(x[:, :, None, None], w.permute(3, 2, 0, 1))[:, :, 0, 0]),
+        ((8, WIDTH, 1, 1), lambda x, w: nn.functional.conv2d(x[:, :, None, None], w.transpose(0, 1))[:, :, 0, 0]),
+    ],
+    ids=["in by out", "HWIO", "transposed"],
+)
+def test_rows_that_are_not_the_outputs_stay(shape: tuple[int, ...], read: Any) -> None:
+    model = oracle.randomise(Weighted(torch.randn(shape), read).eval())
+    x = torch.randn(6, 8, dtype=torch.float64)
+    with pytest.raises(structprune.NothingToPruneError, match="it depends on the size"):
+        structprune.plan_pruning(model, 0.5, example_inputs=x, keep_representation=False)
+
+
+class Added(Scaled):
+    """A tensor of the model is added before the number."""
+
+    def __init__(self, added: Tensor, *, buffer: bool = False) -> None:
+        super().__init__(lambda h: h / h.shape[1])
+        self.register_buffer("added", added) if buffer else self.register_parameter("added", nn.Parameter(added))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.how(self.wide(x) + self.added))
+
+
+def test_what_is_added() -> None:
+    """A vector is multiplied along; integers, and a number that all channels share, are not."""
+    assert set(judged(Added(torch.randn(WIDTH)), torch.randn(6, 8)).gains) == {"wide.weight", "wide.bias", "added"}
+    for stays in (Added(torch.arange(WIDTH), buffer=True), Added(torch.tensor(0.3)), Added(torch.randn(1, WIDTH))):
+        with pytest.raises(structprune.NothingToPruneError, match="it depends on the size"):
+            structprune.plan_pruning(stays, 0.5, keep_representation=False, example_inputs=torch.randn(6, 8))
+
+
+def test_views_of_what_is_added_up() -> None:
+    judged(Scaled(lambda h: (h.reshape(-1) / h.shape[1]).reshape(h.shape)), torch.randn(6, 8))
+
+
+def test_gradients_are_those_of_the_new_weights() -> None:
+    """In place or not: what the loss changes by, for a weight that is half as large, is twice as much."""
+    model, x = oracle.randomise(Scaled(lambda h: h / h.shape[1])), torch.randn(6, 8, dtype=torch.float64)
+    model(x).sum().backward()
+    options: Any = {"example_inputs": x, "round_to": 1, "keep_representation": False}
+    plan = structprune.plan_pruning(model, 0.5, **options)
+    kept, before = list(plan.kept["wide.weight"][0]), model.wide.weight.grad.clone()
+    for pruned in (plan.apply(model), plan.apply(model, inplace=True)):
+        torch.testing.assert_close(
+            pruned.wide.weight.grad, before[kept] / torch.tensor(plan.gains["wide.weight"])[:, None]
+        )
+
+
 def test_only_numbers_are_made_up_for() -> None:
     model = Scaled(lambda h: h / h.shape[1])
     graph = structprune.trace(model, example_inputs=torch.randn(6, 8))
-    assert absorbed(graph.records[0], []) == ([], {})
+    assert absorbed(graph.records[0], [], ()) == ([], {})

@@ -212,5 +212,5 @@ class Record:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the contractions."""
+        """Multiply-accumulates of the contractions, which are counted in evaluation."""
         return sum(node.macs for node in self.nodes)

@@ -132,7 +132,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if node.parametric:
             sources = {id(t): s for t, s in zip(tensors, node.sources, strict=True)}
             node.replay = _replay(func, args, kwargs, sources, copies=op.in_place)
-        node.macs = _macs(op, args, kwargs, out)
+        if not self._observer.record.training:
+            node.macs = _macs(op, args, kwargs, out)
         self._nodes.append(node)
         for i, (tensor, la) in enumerate(zip(results, labels, strict=True)):
             value = Value(la, node.index, i, node.parametric, self._run)

@@ -24,8 +24,21 @@ def operator_flops(op: Signature, args: Sequence[Any], kwargs: dict[str, Any], o
         return own(args, kwargs, out)
     formula = flop_registry.get(op.func._overloadpacket)
     if formula is not None:
-        return int(formula(*args, **kwargs, out_val=out))
+        return _by_torch(formula, args, kwargs, out)
     return 0 if _is_free(op) else None
+
+
+def _by_torch(formula: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+    """One of torch's formulas, which are of shapes: its own wrapper walks trees for them, ten times as long."""
+    of_shapes = getattr(formula, "__wrapped__", None)
+    if of_shapes is None or not isinstance(out, torch.Tensor):
+        return int(formula(*args, **kwargs, out_val=out))
+    named = {name: _shape(value) for name, value in kwargs.items()}
+    return int(of_shapes(*map(_shape, args), **named, out_shape=out.shape))
+
+
+def _shape(value: Any) -> Any:
+    return value.shape if isinstance(value, torch.Tensor) else value
 
 
 def is_counted(op: Signature) -> bool:

@@ -4,68 +4,50 @@ Attention divides by the square root of a head's width. Where code computes that
 another one, and the cut network would not equal the masked dense one. But what is multiplied with the number
 comes from rows of a weight: multiplied with the dense number over the cut one's, they cancel the difference.
 
-Whether they do just that is followed through the record. Marks start at rows of parameters and cross an operator
-only where scaling what is marked scales what comes out, and does nothing else. All have to end at such numbers.
+Which rows these are is guessed first, by following the rows' numbers to where they are multiplied. Whether scaling them
+does just that, and nothing else, is checked then: marks start at the rows and cross an operator only where scaling
+what is marked scales what comes out. All have to end at such numbers. The guess may be wrong, the check decides.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map_only
 
 from structprune.graph.record import Node, Record
 from structprune.meta.signature import tensors_of
+from structprune.resolve.crossings import (
+    CROSSINGS,
+    MOVES,
+    WEIGHTS,
+    Crossing,
+    Source,
+    UnfitError,
+    Unmarked,
+    across,
+    uniform,
+)
 from structprune.resolve.replay import Mismatch
 from structprune.surgery.cut import Vector
 
 Gains = dict[str, Vector]
-# Whole numbers in the shape of a tensor; 0 is no mark. ``None``: no marks at all.
-Marks = torch.Tensor | None
-Source = tuple[int, int]
 _PARAMETER = "parameter::"
 
 
-class _UnfitError(Exception):
-    """Scaling the marked rows would do more than to scale what the number is multiplied with."""
+def absorbed(record: Record, mismatches: Iterable[Mismatch], narrower: Collection[str]) -> tuple[list[Mismatch], Gains]:
+    """The mismatches that weights can make up for, and the gains that do it.
 
+    Args:
+        record: Of the dense network.
+        mismatches: What the cut network does otherwise.
+        narrower: The parameters that lose rows: no other one is touched.
 
-class _Unmarked(Exception):
-    """Something is added to what is marked: it has to be marked as well."""
-
-    def __init__(self, source: Source, marks: torch.Tensor) -> None:
-        super().__init__(source)
-        self.source, self.marks = source, marks
-
-
-class _Crossing(NamedTuple):
-    """What an operator does: its node, the marks of its tensors, and whether what is added must be marked alike."""
-
-    node: Node
-    marks: Sequence[Marks]
-    exact: bool
-
-    def filled(self, value: torch.Tensor) -> torch.Tensor:
-        """Marks in the shape of the first output."""
-        return value.expand(self.node.outputs[0].shape)
-
-    def check_added(self, position: int, marks: torch.Tensor) -> None:
-        """What is added at ``position`` has the marks of the sum."""
-        if position >= len(self.marks) or not self.exact:
-            return
-        own = self.marks[position]
-        if own is None:
-            raise _Unmarked(self.node.sources[position], marks)
-        if not torch.equal(own.expand_as(marks), marks):
-            raise _UnfitError
-
-
-def absorbed(record: Record, mismatches: Iterable[Mismatch]) -> tuple[list[Mismatch], Gains]:
-    """The mismatches that weights can make up for, and the gains that do it: by parameter, for its dense rows."""
+    Returns:
+        The mismatches, and gains by parameter, for its dense rows.
+    """
     mismatches = list(mismatches)
     ratios = {m.node.index: ratio for m in mismatches if (ratio := _ratio(m)) is not None}
     gains, done = Gains(), set[int]()
@@ -75,9 +57,9 @@ def absorbed(record: Record, mismatches: Iterable[Mismatch]) -> tuple[list[Misma
         alike = {n for n, ratio in ratios.items() if math.isclose(ratio, ratios[node.index], rel_tol=1e-12)}
         try:
             rows, ends = _rows_behind(record, node, alike)
-        except _UnfitError:
+        except UnfitError:
             continue
-        if node.index in ends:
+        if node.index in ends and rows.keys() <= set(narrower):
             done |= ends
             for name, marked in rows.items():
                 gains[name] = gains.get(name, np.ones(len(marked))) * np.where(marked, ratios[node.index], 1.0)
@@ -101,54 +83,64 @@ def _ratio(mismatch: Mismatch) -> float | None:
 def _rows_behind(record: Record, node: Node, numbers: set[int]) -> tuple[dict[str, torch.Tensor], set[int]]:
     """The rows that what is multiplied at a node comes from, and the numbers at which all of them end."""
     weight, target = _weight_behind(record, node.sources[0])
-    count = _shape_of(record, weight)[0]
-    places = torch.arange(1.0, count + 1)
+    places = torch.arange(1.0, len(_tensor_of(record, weight)) + 1)
     reached = _flow(record, {weight: places}, upto=target[0]).get(target)
     if reached is None or not bool(reached.all()):
-        raise _UnfitError
+        raise UnfitError
     rows = {weight: torch.isin(places, reached).float()}
     while True:
         try:
             marks = _flow(record, rows, numbers=numbers)
-        except _Unmarked as missing:
+        except Unmarked as missing:
             name = record.nodes[missing.source[0]].op
             if not name.startswith(_PARAMETER) or name.removeprefix(_PARAMETER) in rows:
-                raise _UnfitError from None
-            rows[name.removeprefix(_PARAMETER)] = _along_rows(missing.marks, record, missing.source)
+                raise UnfitError from None
+            rows[name.removeprefix(_PARAMETER)] = _of_vector(
+                missing.marks, _tensor_of(record, name.removeprefix(_PARAMETER))
+            )
             continue
         if any(source in marks for source in record.returned):
-            raise _UnfitError
+            raise UnfitError
         return {name: marked.bool() for name, marked in rows.items()}, {n for n, output in marks if output < 0}
 
 
 def _flow(
-    record: Record, rows: Mapping[str, torch.Tensor], *, upto: int | None = None, numbers: Iterable[int] = ()
+    record: Record, rows: Mapping[str, torch.Tensor], *, upto: int | None = None, numbers: Collection[int] = ()
 ) -> dict[Source, torch.Tensor]:
     """The marks of every tensor, from rows of parameters on; a number at which they end is output -1 of its node.
 
-    With ``upto`` it stops there, and what is added need not be marked.
+    With ``upto`` it only guesses: it stops there, what is added need not be marked, and marks say which row it was.
     """
     found: dict[Source, torch.Tensor] = {}
+    memory: set[int] = set()
     for node in record.nodes[: None if upto is None else upto + 1]:
         if node.is_leaf:
             marked = rows.get(node.op.removeprefix(_PARAMETER))
             if marked is not None:
-                shape = _shape_of(record, node.op.removeprefix(_PARAMETER))
+                shape = _tensor_of(record, node.op.removeprefix(_PARAMETER)).shape
                 found[node.index, 0] = marked.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
             continue
+        _check_known(record, node, found, memory)
         marks = [found.get(source) for source in node.sources]
         if all(m is None for m in marks):
             continue
         if node.index in numbers:
-            found[node.index, -1] = _uniform(marks[0])
+            found[node.index, -1] = uniform(marks[0])
             continue
-        cross = _CROSSINGS.get(node.op)
-        if cross is None or node.writes or node.asked is None:
-            raise _UnfitError
-        for output, out in enumerate(cross(_Crossing(node, marks, upto is None))):
+        for output, out in enumerate(across(node, marks, checks=upto is None)):
             if out is not None and bool(out.any()):
                 found[node.index, output] = out
+                memory |= {t.untyped_storage()._cdata for t in tensors_of(node.asked.out)} if node.asked else set()
     return found
+
+
+def _check_known(record: Record, node: Node, found: Mapping[Source, torch.Tensor], memory: set[int]) -> None:
+    """A tensor that no operator made may still be one that is marked: ``.data`` and subclasses share its memory."""
+    if not memory or node.asked is None:
+        return
+    for tensor, source in zip(node.asked.tensors, node.sources, strict=True):
+        if source not in found and record.nodes[source[0]].is_leaf and tensor.untyped_storage()._cdata in memory:
+            raise UnfitError
 
 
 def _weight_behind(record: Record, source: Source) -> tuple[str, Source]:
@@ -160,10 +152,13 @@ def _weight_behind(record: Record, source: Source) -> tuple[str, Source]:
         if node.op in ("aten::mm", "aten::bmm") and len(own) == 2:
             source = target = own[0]  # scores: a product of queries and keys, of which one is enough
             continue
-        if node.op in _WEIGHTS and len(own) == 1:
-            return _parameter(record, node.sources[_WEIGHTS[node.op]]), target
-        if node.op not in _CROSSINGS or not own:
-            raise _UnfitError
+        if node.op in WEIGHTS and len(own) == 1 and node.asked is not None:
+            position = Crossing(node, node.asked, (), checks=False).positions.get(WEIGHTS[node.op])
+            if position is None:
+                raise UnfitError
+            return _parameter(record, node.sources[position]), target
+        if node.op not in CROSSINGS or not own:
+            raise UnfitError
         source = own[0]
 
 
@@ -171,136 +166,29 @@ def _parameter(record: Record, source: Source) -> str:
     """The parameter that a tensor is, moved at most."""
     node = record.nodes[source[0]]
     while not node.is_leaf:
-        if node.op not in _MOVES:
-            raise _UnfitError
+        if node.op not in MOVES:
+            raise UnfitError
         node = record.nodes[node.sources[0][0]]
     return node.op.removeprefix(_PARAMETER)
 
 
-def _shape_of(record: Record, name: str) -> tuple[int, ...]:
-    """The shape of a parameter, from an operator that reads it."""
+def _tensor_of(record: Record, name: str) -> torch.Tensor:
+    """A parameter as an operator reads it, which has rows of floating-point numbers."""
     for node in record.nodes:
-        for (source, _), shape in zip(node.sources, node.shapes, strict=False):
-            if record.nodes[source].op == _PARAMETER + name:
-                return shape
-    raise _UnfitError
+        for position, (source, _) in enumerate(node.sources):
+            if record.nodes[source].op == _PARAMETER + name and node.asked is not None:
+                tensor = node.asked.tensors[position]
+                if not tensor.ndim or not tensor.is_floating_point():
+                    raise UnfitError
+                return tensor
+    raise UnfitError
 
 
-def _along_rows(marks: torch.Tensor, record: Record, source: Source) -> torch.Tensor:
+def _of_vector(marks: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     """The marks of a vector that is added along the last dimension."""
-    (width,) = _shape_of(record, record.nodes[source[0]].op.removeprefix(_PARAMETER))[:1]
-    rows = marks.reshape(-1, width)
-    if not bool((rows == rows[0]).all()):
-        raise _UnfitError
-    return rows[0]
-
-
-def _uniform(marks: Marks) -> torch.Tensor:
-    """One mark, where all entries have the same."""
-    if marks is None or not bool((marks == marks.flatten()[0]).all()) or not bool(marks.all()):
-        raise _UnfitError
-    return marks.flatten()[0]
-
-
-# How marks cross an operator.
-
-
-def _moved(c: _Crossing) -> Sequence[Marks]:
-    """The operator itself, on marks."""
-    assert c.node.asked is not None
-    by_tensor = {
-        id(t): torch.zeros(t.shape) if m is None else m for t, m in zip(c.node.asked.tensors, c.marks, strict=True)
-    }
-    arguments = tree_map_only(torch.Tensor, lambda t: by_tensor[id(t)], c.node.asked.arguments)
-    return tensors_of(c.node.asked.operator.func(**arguments))
-
-
-def _same(c: _Crossing) -> Sequence[Marks]:
-    return [c.marks[0]]
-
-
-def _pooled(c: _Crossing) -> Sequence[Marks]:
-    """Over dimensions that may hold several channels: all of them are marked alike."""
-    if len(c.marks) != 1:
-        raise _UnfitError  # the larger of two tensors
-    return [c.filled(_uniform(c.marks[0]))] if c.exact else _moved(c)[:1]
-
-
-def _scaled(c: _Crossing) -> Sequence[Marks]:
-    """A product with something that is not marked."""
-    marked = [m for m in c.marks if m is not None]
-    if len(marked) != 1 or (c.node.op == "aten::div" and c.marks[0] is None):
-        raise _UnfitError
-    return [c.filled(marked[0])]
-
-
-def _added(c: _Crossing) -> Sequence[Marks]:
-    if len(c.marks) != 2:
-        raise _UnfitError  # a number is added
-    known = c.filled(next(m for m in c.marks if m is not None))
-    for position in (0, 1):
-        c.check_added(position, known)
-    return [known]
-
-
-def _multiplied(c: _Crossing) -> Sequence[Marks]:
-    """A matrix product: with a weight, whose columns lie along its last dimension, or of activations."""
-    left, right = c.marks
-    if left is None and right is not None and c.node.op == "aten::mm":
-        if not torch.equal(right, right[:1].expand_as(right)):
-            raise _UnfitError
-        return [c.filled(right[0])]
-    if (left is None) == (right is None):
-        raise _UnfitError
-    return [c.filled(_uniform(left if right is None else right))]
-
-
-def _affine(c: _Crossing) -> Sequence[Marks]:
-    """``addmm``, with the bias first."""
-    _, x, weight = c.marks
-    if x is not None or weight is None or not torch.equal(weight, weight[:1].expand_as(weight)):
-        raise _UnfitError
-    c.check_added(0, weight[0])
-    return [c.filled(weight[0])]
-
-
-def _convolved(c: _Crossing) -> Sequence[Marks]:
-    assert c.node.asked is not None
-    x, weight, *_ = c.marks
-    if x is not None or weight is None or c.node.asked.arguments.get("transposed"):
-        raise _UnfitError
-    rows = weight.flatten(1)[:, 0]
-    c.check_added(2, rows)
-    return [c.filled(rows.reshape(1, -1, *[1] * (weight.ndim - 2)))]
-
-
-def _normalised(c: _Crossing) -> Sequence[Marks]:
-    """A layer norm's own weight and bias."""
-    if len(c.marks) < 2 or c.marks[0] is not None or c.marks[1] is None:
-        raise _UnfitError
-    c.check_added(2, c.marks[1])
-    return [c.filled(c.marks[1])]
-
-
-_MOVES = frozenset(
-    f"aten::{name}"
-    for name in (
-        "_unsafe_view", "alias", "cat", "clone", "detach", "expand", "permute", "reshape", "select", "slice", "split",
-        "split_with_sizes", "squeeze", "stack", "t", "transpose", "unbind", "unsqueeze", "view",
-    )
-)  # fmt: skip
-# f(a x) = a f(x) for a > 0.
-_POOLS = ("amax", "amin", "max", "mean", "sum", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d")
-_CROSSINGS: dict[str, Callable[[_Crossing], Sequence[Marks]]] = {
-    **dict.fromkeys(_MOVES, _moved),
-    **dict.fromkeys(("aten::neg", "aten::relu"), _same),
-    **{f"aten::{name}": _pooled for name in _POOLS},
-    **dict.fromkeys(("aten::mul", "aten::div"), _scaled),
-    **dict.fromkeys(("aten::add", "aten::sub"), _added),
-    **dict.fromkeys(("aten::mm", "aten::bmm"), _multiplied),
-    "aten::addmm": _affine,
-    "aten::convolution": _convolved,
-    "aten::native_layer_norm": _normalised,
-}
-# Which of an operator's tensors is the weight whose rows its outputs have.
-_WEIGHTS = {"aten::mm": 1, "aten::addmm": 2, "aten::convolution": 1, "aten::native_layer_norm": 1}
+    if vector.ndim != 1 or marks.shape[-1:] != vector.shape:
+        raise UnfitError
+    row = marks.reshape(-1, len(vector))[0]
+    if not torch.equal(marks, row.expand_as(marks)):
+        raise UnfitError
+    return row

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from structprune.graph.call import Effect
 from structprune.graph.operators import Operator
@@ -77,8 +78,10 @@ class Replay:
         self._kept: dict[int, tuple[Ids, Ids]] = {}
         self._fresh_taken = 0
         self._dense = dense.nodes
-        self._storages: dict[int, list[torch.UntypedStorage]] = {}
-        self._shared: list[torch.UntypedStorage] = []
+        # What the dense network copies; to hold on to it would take gigabytes where values are computed.
+        self._copied = {node.sources[0][0] for node in dense.nodes if node.op == "aten::clone"}
+        self._storages: dict[int, list[StorageWeakRef]] = {}
+        self._shared: list[StorageWeakRef] = []
         self._twins: dict[int, int] = {}
 
     def start(self, node: Node) -> None:
@@ -119,8 +122,8 @@ class Replay:
         """Run an operator; hand on what was predicted where something else comes out."""
         dense = self._matched
         if op.in_place and self._shared and dense is not None:
-            memory = args[0].untyped_storage()._cdata
-            if any(shared._cdata == memory for shared in self._shared):
+            memory = StorageWeakRef(args[0].untyped_storage())  # type: ignore[no-untyped-call]
+            if any(s.cdata == memory.cdata and not s.expired() for s in self._shared):  # type: ignore[no-untyped-call]
                 self.mismatch(dense, "writes into what was a copy in the dense network, and is none any more")
         try:
             out = self._run(dense or node, op, args, kwargs)
@@ -159,7 +162,8 @@ class Replay:
         dense = self._matched
         if dense is None:
             return labels
-        self._storages[dense.index] = [t.untyped_storage() for t in tensors_of(out)]
+        if dense.index in self._copied:
+            self._storages[dense.index] = [StorageWeakRef(t.untyped_storage()) for t in tensors_of(out)]  # type: ignore[no-untyped-call]
         dtypes = [t.dtype for t in tensors_of(out)]
         if dtypes != [o.dtype for o in dense.outputs]:
             self.mismatch(dense, f"computes in {dtypes[0]}, was {dense.outputs[0].dtype}: it depends on the size")

@@ -48,6 +48,7 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
     }
     mismatches: list[Mismatch] = []
     made_up: list[Mismatch] = []
+    narrower = {name for name, dims in cut.kept.items() if 0 in dims}
     gains: Gains | None = None
     macs = 0
     for dense in graph.records:
@@ -65,14 +66,15 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
             )
         if record is not None:
             macs = macs or record.macs
-        made_up, found = absorbed(dense, replay.mismatches)
+        own, found = absorbed(dense, replay.mismatches, narrower)
+        mismatches += [m for m in replay.mismatches if m not in own]
+        made_up += own
         if gains is not None and not alike(gains, found):
-            made_up = []  # no weights serve both modes
+            mismatches += made_up  # no weights serve both modes
         gains = found
-        mismatches = [m for m in replay.mismatches if m not in made_up]
         if mismatches:
             break  # what is amiss in evaluation is so in training
-    return Trial(tuple(mismatches), macs, tuple(made_up), gains or {})
+    return Trial(tuple(mismatches), macs, () if mismatches else tuple(made_up), gains or {})
 
 
 def _attempt(

@@ -34,9 +34,11 @@ def equal_values(name: str, tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
     return _with_gain(name, sliced(tensor, cut.kept.get(name, _NO_CUT)), cut)
 
 
-def _with_gain(name: str, values: torch.Tensor, cut: Cut) -> torch.Tensor:
+def _with_gain(name: str, values: torch.Tensor, cut: Cut, power: int = 1) -> torch.Tensor:
+    """Rows times their gain; gradients are divided by it."""
     if name in cut.gains:
-        values.mul_(torch.from_numpy(cut.gains[name]).to(values).reshape(-1, *[1] * (values.ndim - 1)))
+        gain = torch.from_numpy(cut.gains[name] ** power)
+        values.mul_(gain.to(values).reshape(-1, *[1] * (values.ndim - 1)))
     return values
 
 
@@ -47,7 +49,7 @@ def cut_copy(model: nn.Module, cut: Cut) -> nn.Module:
         kept = cut.kept.get(name, _NO_CUT)
         twin = like_parameter(tensor, cut_values(name, tensor, cut))
         if tensor.grad is not None:
-            twin.grad = sliced(tensor.grad, kept)
+            twin.grad = _with_gain(name, sliced(tensor.grad, kept), cut, -1)
         _copy_hooks(tensor, twin)
         return twin
 
@@ -89,7 +91,11 @@ def cut_in_place(model: nn.Module, cut: Cut, optimizer: torch.optim.Optimizer | 
     _check_unused(tensors[name] for name in cut.changed)
     # All that can fail for want of memory happens before the first change.
     new = {name: cut_values(name, tensors[name], cut) for name in cut.changed}
-    grads = {name: sliced(grad, kept) for name, kept in cut.kept.items() if (grad := tensors[name].grad) is not None}
+    grads = {
+        name: _with_gain(name, sliced(grad, cut.kept.get(name, _NO_CUT)), cut, -1)
+        for name in cut.changed
+        if (grad := tensors[name].grad) is not None
+    }
     undo: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
     changed: list[AttributeChange] = []
     try:

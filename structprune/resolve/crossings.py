@@ -1,0 +1,205 @@
+"""How marks cross an operator: only where scaling what is marked does nothing but scale what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from structprune.graph.record import Asked, Node
+from structprune.meta.signature import tensors_of
+
+# In the shape of a tensor; 0 is no mark. ``None``: no marks at all.
+Marks = torch.Tensor | None
+Source = tuple[int, int]
+
+
+class UnfitError(Exception):
+    """Scaling the marked rows would do more than to scale what the number is multiplied with."""
+
+
+class Unmarked(Exception):
+    """Something is added to what is marked: it has to be marked as well."""
+
+    def __init__(self, source: Source, marks: torch.Tensor) -> None:
+        super().__init__(source)
+        self.source, self.marks = source, marks
+
+
+@dataclass
+class Crossing:
+    """An operator that marks are to cross: its node, its call, the marks of its tensors.
+
+    ``checks``: whether what is added has to be marked alike.
+    """
+
+    node: Node
+    asked: Asked
+    marks: Sequence[Marks]
+    checks: bool
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Where the tensors lie that are arguments by themselves, by the names of the schema."""
+        found, position = {}, 0
+        for name, value in self.asked.arguments.items():
+            if isinstance(value, torch.Tensor):
+                found[name] = position
+            position += len(tensors_of(value))
+        return found
+
+    def of(self, name: str) -> Marks:
+        """The marks of an argument; ``None`` too where it is not given."""
+        position = self.positions.get(name)
+        return None if position is None else self.marks[position]
+
+    def filled(self, value: torch.Tensor) -> torch.Tensor:
+        """Marks in the shape of the first output."""
+        return value.expand(self.node.outputs[0].shape)
+
+    def check_added(self, name: str, marks: torch.Tensor) -> None:
+        """What is added, if anything is, has the marks of the sum."""
+        position = self.positions.get(name)
+        if position is None or not self.checks:
+            return
+        own = self.marks[position]
+        if own is None:
+            raise Unmarked(self.node.sources[position], marks)
+        if not torch.equal(own.expand_as(marks), marks):
+            raise UnfitError
+
+
+def across(node: Node, marks: Sequence[Marks], *, checks: bool) -> Sequence[Marks]:
+    """The marks of what an operator returns; none crosses one that writes, rounds or makes integers."""
+    cross, asked = CROSSINGS.get(node.op), node.asked
+    if cross is None or asked is None or node.writes or asked.operator.out_variant:
+        raise UnfitError
+    arguments = asked.arguments
+    if arguments.get("rounding_mode") is not None or (node.op == "aten::view" and "dtype" in arguments):
+        raise UnfitError
+    if not node.outputs[0].dtype.is_floating_point:
+        raise UnfitError
+    return cross(Crossing(node, asked, marks, checks))
+
+
+def uniform(marks: Marks) -> torch.Tensor:
+    """One mark, where all entries have the same."""
+    if marks is None or not bool(marks.amin() == marks.amax()) or not bool(marks.amin()):
+        raise UnfitError
+    return marks.amin()
+
+
+def _moved(c: Crossing) -> Sequence[Marks]:
+    """The operator itself, on marks."""
+    by_tensor = {
+        id(t): torch.zeros(t.shape) if m is None else m.contiguous()
+        for t, m in zip(c.asked.tensors, c.marks, strict=True)
+    }
+    arguments = tree_map_only(torch.Tensor, lambda t: by_tensor[id(t)], c.asked.arguments)
+    return tensors_of(c.asked.operator.func(**arguments))
+
+
+def _same(c: Crossing) -> Sequence[Marks]:
+    return [c.marks[0]]
+
+
+def _pooled(c: Crossing) -> Sequence[Marks]:
+    """Over dimensions that may hold several channels: all of them are marked alike."""
+    if len(c.marks) != 1:
+        raise UnfitError  # the larger of two tensors
+    return [c.filled(uniform(c.marks[0]))] if c.checks else _moved(c)[:1]
+
+
+def _scaled(c: Crossing) -> Sequence[Marks]:
+    """A product with something that is not marked."""
+    marked = [m for m in c.marks if m is not None]
+    if len(marked) != 1 or (c.node.op == "aten::div" and c.of("self") is None):
+        raise UnfitError
+    return [c.filled(marked[0])]
+
+
+def _added(c: Crossing) -> Sequence[Marks]:
+    if c.positions.keys() != {"self", "other"}:
+        raise UnfitError  # a number is added
+    known = c.filled(next(m for m in c.marks if m is not None))
+    for name in c.positions:
+        c.check_added(name, known)
+    return [known]
+
+
+def _multiplied(c: Crossing) -> Sequence[Marks]:
+    """A matrix product: with a weight, whose rows lie along the last dimension, or of activations."""
+    left, right = c.marks
+    if left is None and right is not None and c.node.op == "aten::mm":
+        return [c.filled(_columns(right))]
+    if (left is None) == (right is None):
+        raise UnfitError
+    return [c.filled(uniform(left if right is None else right))]
+
+
+def _affine(c: Crossing) -> Sequence[Marks]:
+    weight = c.of("mat2")
+    if c.of("mat1") is not None or weight is None:
+        raise UnfitError
+    known = c.filled(_columns(weight))
+    c.check_added("self", known)
+    return [known]
+
+
+def _columns(weight: torch.Tensor) -> torch.Tensor:
+    """The marks of a transposed weight, which are those of its columns as a whole."""
+    if not torch.equal(weight, weight[:1].expand_as(weight)):
+        raise UnfitError
+    return weight[0]
+
+
+def _convolved(c: Crossing) -> Sequence[Marks]:
+    weight = c.of("weight")
+    if c.of("input") is not None or weight is None or c.asked.arguments.get("transposed"):
+        raise UnfitError
+    rows = weight.flatten(1)[:, 0]
+    if not torch.equal(weight, rows.reshape(-1, *[1] * (weight.ndim - 1)).expand_as(weight)):
+        raise UnfitError
+    c.check_added("bias", rows)
+    return [c.filled(rows.reshape(1, -1, *[1] * (weight.ndim - 2)))]
+
+
+def _normalised(c: Crossing) -> Sequence[Marks]:
+    """A layer norm's own weight and bias."""
+    weight = c.of("weight")
+    if c.of("input") is not None or weight is None:
+        raise UnfitError
+    c.check_added("bias", weight)
+    return [c.filled(weight)]
+
+
+MOVES = frozenset(
+    f"aten::{name}"
+    for name in (
+        "_unsafe_view", "alias", "cat", "clone", "detach", "expand", "permute", "reshape", "select", "slice", "split",
+        "split_with_sizes", "squeeze", "stack", "t", "transpose", "unbind", "unsqueeze", "view",
+    )
+)  # fmt: skip
+# f(a x) = a f(x) for a > 0.
+_POOLS = ("amax", "amin", "max", "mean", "sum", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d")
+CROSSINGS: dict[str, Callable[[Crossing], Sequence[Marks]]] = {
+    **dict.fromkeys(MOVES, _moved),
+    **dict.fromkeys(("aten::neg", "aten::relu", "aten::_to_copy"), _same),
+    **{f"aten::{name}": _pooled for name in _POOLS},
+    **dict.fromkeys(("aten::mul", "aten::div"), _scaled),
+    **dict.fromkeys(("aten::add", "aten::sub"), _added),
+    **dict.fromkeys(("aten::mm", "aten::bmm"), _multiplied),
+    "aten::addmm": _affine,
+    "aten::convolution": _convolved,
+    "aten::native_layer_norm": _normalised,
+}
+# Which of an operator's arguments is the weight whose rows its outputs have.
+WEIGHTS = {
+    "aten::mm": "mat2",
+    "aten::addmm": "mat2",
+    "aten::convolution": "weight",
+    "aten::native_layer_norm": "weight",
+}
