@@ -65,7 +65,8 @@ def main() -> None:
 
     experiment = _own(options) if options.model else _small(options)
     clock.lap()
-    dense_step = structprune.count_flops(experiment.model, experiment.example, training=True).flops * options.batch_size
+    batch = experiment.example.expand(options.batch_size, *experiment.example.shape[1:])
+    dense_step = structprune.count_flops(experiment.model, batch, training=True).flops
     budget = 1.02 * dense_step * options.steps  # the optimizer's update comes on top
     cuts = [(0.0, "dense")] + [(r, g) for g in GRANULARITIES for r in options.ratios if r]
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as executor:
@@ -149,7 +150,7 @@ def _pretrained(data: tuple[torch.Tensor, torch.Tensor], options: argparse.Names
     if not file.exists():
         order = torch.randperm(len(labels)).tolist()
         train, test = (Subset(TensorDataset(images, labels), part) for part in (order[500:], order[:500]))
-        step = structprune.count_flops(model, images[:1], training=True).flops * 2 * options.batch_size
+        step = structprune.count_flops(model, images[: 2 * options.batch_size], training=True).flops
         curve = finetune(
             model,
             Task("pretraining", train, test),

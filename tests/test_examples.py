@@ -118,7 +118,7 @@ def test_compute_optimal_transfer(tmp_path: Path) -> None:
             time.sleep(0.05)
     finally:
         started.kill()
-        started.wait()
+        started.communicate(timeout=30)  # its workers end, too: they hold the other end
     before = {file: file.stat().st_mtime_ns for file in stored.glob("*.json")}
     again = _run(*script, str(tmp_path / "killed"))
     assert again.returncode == 0, again.stderr

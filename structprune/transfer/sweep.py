@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
@@ -117,9 +120,10 @@ def sweep(
 def run_job(payload: str, job: Job) -> Outcome:
     """Prune and fine-tune once, in whatever process the executor has; the curve, or what went wrong."""
     try:
-        # Many processes with many threads each would wait for each other.
         if multiprocessing.parent_process() is not None:
+            # Many processes with many threads each would wait for each other.
             torch.set_num_threads(1)
+            _end_with_the_parent()
         shared: _Shared = torch.load(payload, weights_only=False)
         task = next(task for task in shared.tasks if task.name == job.task)
         model = shared.model
@@ -179,6 +183,21 @@ def _result(future: Future[Outcome]) -> Outcome:
         return future.result()
     except Exception as error:  # the worker died, or its answer was lost: this job failed, the others go on
         return {"failed": f"{type(error).__name__}: {error}"}
+
+
+@functools.cache
+def _end_with_the_parent() -> None:
+    """A pool's process waits for work for ever where its parent was killed: watch for that, once."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="structprune-parent", daemon=True).start()
 
 
 @dataclass(frozen=True)
