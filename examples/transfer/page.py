@@ -150,10 +150,9 @@ def _granularities(frontier: Frontier, near: Sequence[str]) -> str:
         verdict = "Filters are ahead on the near tasks, as in the paper."
     elif high < 0:
         verdict = (
-            "**The paper's order does not come out here: at equal FLOPs, pruned channels are ahead.** A likely reason: "
-            'a bottleneck is a quarter as wide inside, and `"filter"` must leave it very narrow to save as much as\n'
-            '`"channel"`, which takes from the wide residual stream too. This stream was pretrained to tell 14 classes '
-            "apart and has channels to spare; one that was pretrained on a thousand has fewer."
+            "**The paper's order does not come out here: at equal FLOPs, pruned channels are ahead.** To save as much as "
+            'channels do, filters must leave the inside of a bottleneck much narrower.\n`"channel"` takes from the wide '
+            "residual stream too, which this network, pretrained to tell 14 classes apart, has to spare."
         )
     else:
         verdict = "The interval contains zero: on these tasks neither granularity is shown to be ahead."
