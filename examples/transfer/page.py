@@ -59,7 +59,8 @@ fine-tune? The paper behind this library ([arXiv 2304.13164](https://arxiv.org/a
 the pruned network is ahead, by more than 20 % in its low-compute regime; in the end the dense one is.
 
 {verdict}: at small budgets the best network with pruned filters makes
-**{gain:.0%} fewer errors** than the dense one (95 % interval over {len(frontier.seeds)} seeds: {_percent((low, high))}),
+**{gain:.0%} fewer errors** than the dense one (95 % interval over
+{len(frontier.seeds)} seeds: {_percent((low, high))}),
 the mean over {len(frontier.tasks)} tasks.
 
 ![Error over training FLOPs, mean over all tasks](figures/transfer-errors.svg)
