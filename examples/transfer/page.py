@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from structprune.transfer import Frontier, plot_errors, plot_stream
-from structprune.transfer.cut import DENSE, Cut, name_of
+from structprune.transfer.cut import DENSE, cut_of, name_of
 from structprune.transfer.interval import Interval
 
 _PAGE = "compute-optimal-transfer.md"
@@ -73,7 +73,7 @@ typed."""
 def _setting(frontier: Frontier, document: dict[str, Any]) -> str:
     settings = document["settings"]
     rates = {(ratio, granularity): rate for ratio, granularity, rate in document["rates"]}
-    params = {c: next(x.params for x in frontier.curves if _is_of(x, c)) for c in frontier.cuts}
+    params = {c: next(x.params for x in frontier.curves if cut_of(x) == c) for c in frontier.cuts}
     rows = [[name_of(c), f"{params[c]:,}", f"{frontier.cost(c):.2f}", f"{rates[c]:g}"] for c in frontier.cuts]
     listed = ", ".join(f"{rate:g}" for rate in settings["rates"])
     hours = _duration(settings["seconds"])
@@ -314,10 +314,6 @@ def _draw(frontier: Frontier, document: dict[str, Any], folder: Path) -> None:
     plot_stream(frontier, axes, granularity="filter")
     axes.legend(frameon=False)
     save(figure, "stream")
-
-
-def _is_of(curve: Any, cut: Cut) -> bool:
-    return (curve.about["ratio"], curve.about["granularity"]) == cut
 
 
 def _percent(band: Interval, digits: int = 0) -> str:

@@ -93,9 +93,7 @@ def _tried(
     followed = repaired(session.replica, graph, repairs, present)
     cut = Cut(kept, (*layer_changes(session.replica, graph, present), *followed))
     trial = run_trial(session, graph, cut, present)
-    if trial.gains:
-        rows = {name: kept.get(name, {}).get(0) for name in trial.gains}
-        cut = replace(cut, gains={n: g if (r := rows[n]) is None else g[r] for n, g in trial.gains.items()})
+    cut = replace(cut, gains={name: gain[kept[name][0]] for name, gain in trial.gains.items()})
     return Resolved(graph, present, cut, trial.macs, tuple(repairs)), trial
 
 

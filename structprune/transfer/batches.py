@@ -36,16 +36,17 @@ class Batches:
 
     def training(self, start: int) -> Iterator[Batch]:
         """Batches without end, from a step on: each pass over a ``Dataset`` in an order of its own."""
-        data, passes = self.task.train, 0
+        data: Any = self.task.train
+        passes = 0
         while True:
-            batches = self._loaded(data) if isinstance(data, DataLoader) else self._shuffled(data, passes)
+            loaded = isinstance(data, DataLoader)
             steps = 0
-            for batch in batches:
+            for step in self._loaded(data) if loaded else self._shuffled(len(data), passes):
                 steps += 1
                 if start:
                     start -= 1
                 else:
-                    yield self._placed(batch())
+                    yield self._placed(step if loaded else default_collate([data[i] for i in step]))
             if not steps:
                 raise OptionError(
                     f"Task {self.task.name!r} has fewer training samples than a step needs: {self.processes} "
@@ -59,15 +60,15 @@ class Batches:
         loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=_TESTED_AT_ONCE)
         return (self._placed(batch) for batch in islice(loader, self.rank, None, self.processes))
 
-    def _shuffled(self, samples: Any, passes: int) -> Iterator[Any]:
+    def _shuffled(self, samples: int, passes: int) -> Iterator[list[int]]:
+        """The samples of each step."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + passes)
-        order = torch.randperm(len(samples), generator=generator).tolist()
+        order = torch.randperm(samples, generator=generator).tolist()
         size = min(self.batch_size, len(order) // self.processes)
         step = size * self.processes
         # The last few of a pass would be a batch of another size, and another cost.
         for first in range(self.rank * size, len(order) - len(order) % step if step else 0, step):
-            chosen = order[first : first + size]
-            yield lambda chosen=chosen: default_collate([samples[i] for i in chosen])
+            yield order[first : first + size]
 
     def _loaded(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """Whole rounds: one batch for every process."""
@@ -75,8 +76,8 @@ class Batches:
         for batch in loader:
             round_.append(batch)
             if len(round_) == self.processes:
-                own, round_ = round_[self.rank], []
-                yield lambda own=own: own
+                yield round_[self.rank]
+                round_ = []
 
     def _placed(self, batch: Any) -> Batch:
         inputs, targets = tree_map_only(torch.Tensor, lambda t: t.to(self.device), batch)

@@ -104,14 +104,13 @@ class _Run:
 
     def __init__(self, model: nn.Module, task: Task, budget: float, options: FinetuneOptions) -> None:
         self.model, self.task, self.budget = model, task, float(budget)
-        seed = options.get("seed", 0)
-        self.seed = seed
+        self.seed = options.get("seed", 0)
         self.schedule = options.get("schedule", constant_after_warm_up)
         self.accelerator = options.get("accelerator")
         self.autocast = options.get("autocast")
         self.checkpoint = Path(options["checkpoint"]) if "checkpoint" in options else None
         self.progress = options.get("progress", False)
-        self.head = new_head(model, task.classes, seed) if task.classes is not None else None
+        self.head = new_head(model, task.classes, self.seed) if task.classes is not None else None
         self.frozen = options.get("head_only", False)
         if "device" in options:
             model.to(options["device"])
@@ -125,7 +124,7 @@ class _Run:
             self.runner, self.optimizer = self.accelerator.prepare(model, self.optimizer)
             rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
             self.device = self.accelerator.device
-        self.batches = Batches(task, options.get("batch_size", 64), seed, self.device, rank, self.processes)
+        self.batches = Batches(task, options.get("batch_size", 64), self.seed, self.device, rank, self.processes)
         # Half precision has too few exponents for gradients: losses are scaled up, as torch.amp does it.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast == torch.float16)
         self.points: list[Point] = []
