@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 from transfer import pretrained
 from transfer.network import SmallResNet
 
@@ -54,6 +54,7 @@ class Experiment:
     near: list[str]
     development: list[Task]
     pretraining_error: float | None = None
+    after_the_cut: Sequence[tuple[float, str, int, float]] = ()
 
 
 def main() -> None:
@@ -80,6 +81,7 @@ def main() -> None:
         "frontier": json.loads(frontier.to_json()),
         "rates": [[*cut, rate] for cut, rate in rates.items()],
         "near": experiment.near,
+        "after_the_cut": experiment.after_the_cut,
         "settings": {
             "quick": options.quick, "train": options.train, "seeds": options.seeds, "steps": options.steps,
             "batch_size": options.batch_size, "rates": options.rates, "pretraining_steps": options.pretraining_steps,
@@ -119,6 +121,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if bool(options.model) != bool(options.images):
         parser.error("--model and --images go together")
+    if options.model and options.docs:
+        parser.error("--docs writes the page on the built-in network; --out has the results of yours")
     options.out = options.out or Path("build/transfer") / ("quick" if options.quick else "full")
     options.train = options.train or (600 if options.quick else 1000)
     options.steps = options.steps or (48 if options.quick else 128)
@@ -131,9 +135,9 @@ def _small(options: argparse.Namespace) -> Experiment:
 
     stream = images.stream(options.train)[: options.tasks]
     near = [task.name for task in stream if task.name in images.NEAR]
-    model, error = _pretrained(images.pretraining(3000 if options.quick else 6000), options)
-    example = torch.zeros(1, 1, images.SIDE, images.SIDE)
-    return Experiment(model, example, stream, near, images.development(options.train), error)
+    model, train, test, error = _pretrained(images.pretraining(3000 if options.quick else 6000), options)
+    example, development = torch.zeros(1, 1, images.SIDE, images.SIDE), images.development(options.train)
+    return Experiment(model, example, stream, near, development, error, _after_the_cut(model, train, test, example))
 
 
 def _own(options: argparse.Namespace) -> Experiment:
@@ -142,14 +146,16 @@ def _own(options: argparse.Namespace) -> Experiment:
     return Experiment(model, example, stream, [], development)
 
 
-def _pretrained(data: tuple[torch.Tensor, torch.Tensor], options: argparse.Namespace) -> tuple[SmallResNet, float]:
-    """The small ResNet, pretrained once and stored, and its error."""
+def _pretrained(
+    data: tuple[torch.Tensor, torch.Tensor], options: argparse.Namespace
+) -> tuple[SmallResNet, Subset[Any], Subset[Any], float]:
+    """The small ResNet, pretrained once and stored, what it was trained and tested with, and its error."""
     images, labels = data
     torch.manual_seed(0)
     model, file = SmallResNet(int(labels.max()) + 1), options.out / "pretrained.pt"
+    order = torch.randperm(len(labels)).tolist()
+    train, test = (Subset(TensorDataset(images, labels), part) for part in (order[500:], order[:500]))
     if not file.exists():
-        order = torch.randperm(len(labels)).tolist()
-        train, test = (Subset(TensorDataset(images, labels), part) for part in (order[500:], order[:500]))
         step = structprune.count_flops(model, images[: 2 * options.batch_size], training=True).flops
         curve = finetune(
             model,
@@ -164,7 +170,29 @@ def _pretrained(data: tuple[torch.Tensor, torch.Tensor], options: argparse.Names
         torch.save({"model": model.state_dict(), "error": curve.final}, file)
     stored = torch.load(file, weights_only=True)
     model.load_state_dict(stored["model"])
-    return model, stored["error"]
+    return model, train, test, stored["error"]
+
+
+def _after_the_cut(
+    model: SmallResNet, train: Subset[Any], test: Subset[Any], example: torch.Tensor
+) -> list[tuple[float, str, int, float]]:
+    """How well the granularities keep what was learnt, before any training: at equal MACs, batch norms estimated anew.
+
+    Returns:
+        The share of MACs, the granularity, the channels inside the first block, and the error on held-out samples.
+    """
+    found = []
+    batches = [images for images, _ in DataLoader(train, 256)]
+    for share in (0.7, 0.5, 0.3):
+        for granularity in GRANULARITIES:
+            small = structprune.prune_model(
+                model.eval(), granularity=granularity, macs=share, example_inputs=example, round_to=1
+            )
+            structprune.recalibrate(small, batches)
+            with torch.no_grad():
+                wrong = [(small.eval()(x).argmax(1) != y).float().mean() for x, y in DataLoader(test, len(test))]
+            found.append((share, granularity, small.stages[0].conv2.out_channels, float(wrong[0])))
+    return found
 
 
 def _chosen_rates(
