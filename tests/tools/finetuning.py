@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,10 @@ def main() -> None:
     found = curve(accelerator=accelerator, batch_size=TOGETHER // accelerator.num_processes)
     if accelerator.is_main_process:
         Path(sys.argv[1]).write_text(json.dumps({"processes": accelerator.num_processes, **found.to_dict()}))
+    accelerator.wait_for_everyone()
     accelerator.end_training()
+    # One exit of thirty aborts in gloo's threads, when the curve is long written: past the interpreter's shutdown.
+    os._exit(0)
 
 
 if __name__ == "__main__":
