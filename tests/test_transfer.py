@@ -175,9 +175,9 @@ def test_named_inputs_loaders_and_half_precision() -> None:
     assert finetune(network(), loaded, budget_flops=2e9).final < 0.1
     for dtype in (torch.bfloat16, torch.float16):
         assert finetune(network(), TASK, autocast=dtype, **options).final < 0.1
-    few = Task("few", DataLoader(data(0, 0)), data(1), classes=2)
-    with pytest.raises(OptionError, match=r"Task 'few' has fewer training samples than a step needs: 1 process, each"):
-        finetune(network(), few, budget_flops=2e9)
+    for none in (data(0, 0), DataLoader(data(0, 0))):
+        with pytest.raises(OptionError, match=r"Task 'few' has fewer training samples than a step needs: 1 process, e"):
+            finetune(network(), Task("few", none, data(1), classes=2), budget_flops=2e9)
 
 
 def test_heads_and_errors() -> None:

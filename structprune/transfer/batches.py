@@ -67,7 +67,8 @@ class Batches:
         size = min(self.batch_size, len(order) // self.processes)
         step = size * self.processes
         # The last few of a pass would be a batch of another size, and another cost.
-        for first in range(self.rank * size, len(order) - len(order) % step if step else 0, step):
+        for round_ in range(len(order) // step if step else 0):
+            first = round_ * step + self.rank * size
             yield order[first : first + size]
 
     def _loaded(self, loader: DataLoader[Any]) -> Iterator[Any]:
