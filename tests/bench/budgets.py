@@ -77,8 +77,8 @@ def faster(speedup: float, threads: int) -> str:
     comparison = structprune.compare(model, small, images, device="cpu", min_seconds=10)
     low, high = comparison.speedup_interval
     text = (
-        f"`speedup={speedup}` on the built-in ResNet-50, CPU, {threads} thread{'s' * (threads > 1)}, batch of 4: the search took "
-        f"{seconds:.0f} s; measured again afterwards, it is {comparison.speedup:.2f} times as fast (95 % interval "
+        f"`speedup={speedup}` on the built-in ResNet-50, CPU, {threads} thread{'s' * (threads > 1)}, batch of 4: the "
+        f"search took {seconds:.0f} s; measured again afterwards, it is {comparison.speedup:.2f} times as fast (95 % interval "
         f"{low:.2f} to {high:.2f}), where its MACs promise {comparison.theoretical_speedup:.2f}."
     )
     return f"{text} The machine was busy: {comparison.busy}." if comparison.busy else text
