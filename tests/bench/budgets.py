@@ -78,8 +78,8 @@ def faster(speedup: float, threads: int) -> str:
     low, high = comparison.speedup_interval
     text = (
         f"`speedup={speedup}` on the built-in ResNet-50, CPU, {threads} thread{'s' * (threads > 1)}, batch of 4: the "
-        f"search took {seconds:.0f} s; measured again afterwards, it is {comparison.speedup:.2f} times as fast (95 % interval "
-        f"{low:.2f} to {high:.2f}), where its MACs promise {comparison.theoretical_speedup:.2f}."
+        f"search took {seconds:.0f} s; measured again afterwards, it is {comparison.speedup:.2f} times as fast "
+        f"(95 % interval {low:.2f} to {high:.2f}), where its MACs promise {comparison.theoretical_speedup:.2f}."
     )
     return f"{text} The machine was busy: {comparison.busy}." if comparison.busy else text
 
