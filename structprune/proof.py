@@ -95,10 +95,8 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
     calls = [call.mapped(_random_input) for call in session.examples]
     proof = Proof(False, math.nan, math.nan, reason="nothing was compared")
     for gain in _GAINS:
-        random_dense = _randomised(dense, gain)
-        random_pruned = _sliced_alike(pruned, random_dense, plan)
         try:
-            proof = _compare(random_dense, random_pruned, calls, plan)
+            proof = _compare(dense, pruned, gain, calls, plan)
         except (DivergenceError, UnprovableError, _Unproved) as error:
             return Proof(False, math.nan, math.nan, reason=str(error))
         if not (proof.reason.startswith(_NOT_FINITE) or TOLERANCE < proof.max_error < _ROUNDING):
@@ -124,33 +122,37 @@ class _Unproved(Exception):
     """The comparison cannot be made; the text says why."""
 
 
-def _compare(dense: nn.Module, pruned: nn.Module, calls: Invocations, plan: Plan) -> Proof:
+def _compare(dense: nn.Module, pruned: nn.Module, gain: float, calls: Invocations, plan: Plan) -> Proof:
+    """Run the dense network as it is and masked, then the pruned one with the slices of the same random weights."""
     space = SliceSpace()
-    coupling, labels = Coupling(space), labels_of(dense, space)
+    model = _randomised(dense, gain)
+    coupling, labels = Coupling(space), labels_of(model, space)
     try:
-        plain = follow(dense, calls, Planned(space, coupling, plan, _run), labels)
+        plain = follow(model, calls, Planned(space, coupling, plan, _run), labels)
     except StructPruneError:
         raise
     except Exception as error:
         raise _Unproved(f"the dense model does not run in float64: {type(error).__name__}: {error}") from error
-    present = _present(space, coupling.roots(), plan)
-
+    roots = coupling.roots()
+    present = _present(space, roots, plan)
     everything = np.ones_like(present)
 
-    def whole(run: MaskedRun) -> Record:
-        return _replayed(dense, calls, Replay(plain, space, coupling.roots(), None, everything, run), labels)
-
     masked_run = MaskedRun(present)
-    masked = whole(masked_run)
-    # Where surrogates stand in, the masking must be held against the unmasked network with surrogates.
-    unmasked = whole(MaskedRun(everything)) if masked_run.mixed else plain
+    masked = _replayed(model, calls, Replay(plain, space, roots, None, everything, masked_run), labels)
+    unmasked = plain
+    if masked_run.mixed:
+        # Surrogates stood in: the masking must be held against the unmasked network with surrogates.
+        replay = Replay(plain, space, roots, None, everything, MaskedRun(everything))
+        unmasked = _replayed(model, calls, replay, labels)
+
+    # Two networks in float64 beside the two that the user holds are much memory: one goes before the other runs.
+    model = _sliced_alike(pruned, model, plan)
     left: dict[str, Labels] = {
         name: tuple(None if ids is None else ids[present[ids]] for ids in axes) for name, axes in labels.items()
     }
-    cut_run = MaskedRun(everything)
     # Another number where weights make up for it: whether they do is what the outputs say.
-    replay = Replay(plain, space, coupling.roots(), None, present, cut_run, any_numbers=bool(plan.gains))
-    cut = _replayed(pruned, calls, replay, left)
+    replay = Replay(plain, space, roots, None, present, MaskedRun(everything), any_numbers=bool(plan.gains))
+    cut = _replayed(model, calls, replay, left)
     return _verdict(_outputs(unmasked), _outputs(masked), _outputs(cut), tuple(dict.fromkeys(masked_run.mixed)))
 
 

@@ -47,7 +47,8 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="such as resnet18, timm:*, *:vit*")
     parser.add_argument("--out", type=Path, default=Path("build/zoo"), help="folder of the results")
-    parser.add_argument("--seconds", type=int, default=150, help="time limit of a process")
+    parser.add_argument("--seconds", type=int, default=600, help="time limit of a process, which proves as well")
+    parser.add_argument("--their-seconds", type=int, default=150, help="time limit of torch-pruning's process")
     parser.add_argument("--gigabytes", type=int, default=11, help="address space of a process")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--fresh", action="store_true", help="run again what has a result")
@@ -62,14 +63,15 @@ def _matches(network: Network, patterns: Sequence[str]) -> bool:
 
 
 def _run(chosen: Sequence[Network], store: Store, options: argparse.Namespace) -> None:
-    limits = Limits(options.seconds, options.gigabytes)
-    about = conditions(limits, options.jobs)
-    sides = ["structprune"] if options.no_torch_pruning else ["structprune", "torch-pruning"]
+    limits = {"structprune": Limits(options.seconds, options.gigabytes)}
+    if not options.no_torch_pruning:
+        limits["torch-pruning"] = Limits(options.their_seconds, options.gigabytes)
 
     def judged(network: Network) -> Pair:
-        for side in sides:
+        for side, limit in limits.items():
             if options.fresh or not store.has(side, network):
-                store.write(side, network, {"conditions": about, **run(side, network.key, limits)})
+                about = conditions(limit, options.jobs)
+                store.write(side, network, {"conditions": about, **run(side, network.key, limit)})
         return Pair(network, store.read("structprune", network), store.read("torch-pruning", network))
 
     with ThreadPoolExecutor(options.jobs) as pool:

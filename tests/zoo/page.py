@@ -50,10 +50,12 @@ def _families(pairs: Sequence[Pair]) -> Iterator[tuple[str, list[Pair]]]:
 
 def _what(pairs: Sequence[Pair]) -> str:
     """What was run, and on what."""
-    runs = [result["conditions"] for pair in pairs for result in (pair.ours, pair.theirs) if result]
-
-    def distinct(name: str) -> str:
-        return " or ".join(dict.fromkeys(str(run[name]) for run in runs))
+    ours = [pair.ours["conditions"] for pair in pairs if pair.ours]
+    theirs = [pair.theirs["conditions"] for pair in pairs if pair.theirs]
+    runs = ours + theirs
+    seconds = f"{_distinct(ours, 'seconds')} s" + (
+        f" (torch-pruning, which proves nothing: {_distinct(theirs, 'seconds')} s)" if theirs else ""
+    )
 
     versions: dict[str, dict[str, None]] = {}
     for run in runs:
@@ -62,9 +64,14 @@ def _what(pairs: Sequence[Pair]) -> str:
     packages = ", ".join(f"{package} {' and '.join(found)}" for package, found in versions.items())
     counts = ", ".join(f"{len(own)} of {TITLES[family]}" for family, own in _families(pairs))
     return (
-        f"{len(pairs)} networks ({counts}), each in a process of its own with one thread, {distinct('seconds')} s and\n"
-        f"{distinct('gigabytes')} GB; {distinct('jobs')} at a time, on a {distinct('machine')}.\nWith {packages}.\n"
+        f"{len(pairs)} networks ({counts}), each in a process of its own with one thread, at most\n"
+        f"{seconds} and {_distinct(runs, 'gigabytes')} GB; {_distinct(runs, 'jobs')} at a time,\n"
+        f"on a {_distinct(runs, 'machine')}.\nWith {packages}.\n"
     )
+
+
+def _distinct(runs: Sequence[dict[str, Any]], name: str) -> str:
+    return " or ".join(dict.fromkeys(str(run[name]) for run in runs))
 
 
 def _summary(pairs: Sequence[Pair]) -> list[str]:
