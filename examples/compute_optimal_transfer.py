@@ -3,11 +3,11 @@
 Run it from the repository root; it needs scikit-learn, and matplotlib for the figures::
 
     python examples/compute_optimal_transfer.py --quick     # under 25 minutes on two cores
-    python examples/compute_optimal_transfer.py             # more samples, nearly three times the budget
+    python examples/compute_optimal_transfer.py             # more pretraining, nearly three times the budget
     python examples/compute_optimal_transfer.py --docs docs # and write the page and its figures
 
 A small ResNet is pretrained on half of scikit-learn's digits and on drawn images, then pruned without data at three
-ratios in both granularities. Every network is fine-tuned on eight tasks, near to and far from what it has seen, with
+ratios in both granularities. Every network is fine-tuned on nine tasks, near to and far from what it has seen, with
 the same budget of FLOPs each. Results are stored as they come: a run that was stopped goes on where it was.
 
 The same with your own network and images, a folder for each class::
@@ -53,6 +53,7 @@ class Experiment:
     stream: list[Task]
     near: list[str]
     development: list[Task]
+    pretraining_classes: int | None = None
     pretraining_error: float | None = None
     after_the_cut: Sequence[tuple[float, str, int, float]] = ()
 
@@ -87,6 +88,7 @@ def main() -> None:
             "batch_size": options.batch_size, "rates": options.rates, "pretraining_steps": options.pretraining_steps,
             "dense_step": dense_step, "development": [task.name for task in experiment.development],
             "seconds": round(clock.seconds), "pretraining_error": experiment.pretraining_error,
+            "pretraining_classes": experiment.pretraining_classes,
         },
     }  # fmt: skip
     (options.out / "results.json").write_text(json.dumps(document))
@@ -101,11 +103,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer samples, a smaller budget")
+    parser.add_argument("--quick", action="store_true", help="a shorter pretraining, a smaller budget")
     parser.add_argument("--out", type=Path, help="folder of the results; default build/transfer/quick or full")
     parser.add_argument("--docs", type=Path, help="write the page and its figures here")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75])
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.04], help="to choose from")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.04, 0.08], help="to choose from")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", type=int, help="only so many of the stream")
     parser.add_argument("--train", type=int, help="training samples of a task")
@@ -124,9 +126,9 @@ def _options() -> argparse.Namespace:
     if options.model and options.docs:
         parser.error("--docs writes the page on the built-in network; --out has the results of yours")
     options.out = options.out or Path("build/transfer") / ("quick" if options.quick else "full")
-    options.train = options.train or (600 if options.quick else 1000)
+    options.train = options.train or 200  # few, as when one transfers
     options.steps = options.steps or (48 if options.quick else 128)
-    options.pretraining_steps = options.pretraining_steps or (1000 if options.quick else 2000)
+    options.pretraining_steps = options.pretraining_steps or (1500 if options.quick else 3000)
     return options
 
 
@@ -137,7 +139,8 @@ def _small(options: argparse.Namespace) -> Experiment:
     near = [task.name for task in stream if task.name in images.NEAR]
     model, train, test, error = _pretrained(images.pretraining(3000 if options.quick else 6000), options)
     example, development = torch.zeros(1, 1, images.SIDE, images.SIDE), images.development(options.train)
-    return Experiment(model, example, stream, near, development, error, _after_the_cut(model, train, test, example))
+    cuts = _after_the_cut(model, train, test, example)
+    return Experiment(model, example, stream, near, development, model.fc.out_features, error, cuts)
 
 
 def _own(options: argparse.Namespace) -> Experiment:

@@ -21,7 +21,7 @@ from structprune.inputs import Invocations
 from structprune.meta.replica import duplicate, named_tensors
 from structprune.plan.plan import Plan, carried_plan, plan_of
 from structprune.plan.planned import Planned, kept_along
-from structprune.resolve.masking import MaskedRun, UnprovableError, in_double
+from structprune.resolve.masking import MaskedRun, UnprovableError, run_in_double
 from structprune.resolve.replay import DivergenceError, Replay
 from structprune.surgery.slicing import cut_values, equal_values
 
@@ -260,7 +260,7 @@ def _same_values(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    return op.func(*in_double(args), **in_double(kwargs))
+    return run_in_double(op, args, kwargs)
 
 
 def _randomised(model: nn.Module, gain: float) -> nn.Module:

@@ -154,11 +154,23 @@ def test_a_plan_with_wrong_vectors(vectors: dict[str, Any], message: str) -> Non
         Plan.from_json(json.dumps(document))
 
 
+def test_batches_from_any_iterable() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(2, *IMAGE.shape[1:]) for _ in range(3)]
+    model = chain(8, 8)
+    listed, loaded = (
+        structprune.plan_pruning(model, 0.5, compensate=given, example_inputs=IMAGE)
+        for given in (batches, torch.utils.data.DataLoader(batches, batch_size=None))
+    )
+    assert listed.shifts and listed.to_json() == loaded.to_json()
+
+
 def test_what_cannot_be_compensated() -> None:
     with pytest.raises(OptionError, match="compensate is an empty list; expected True"):
         structprune.plan_pruning(chain(8, 8), 0.5, compensate=[], example_inputs=IMAGE)
-    with pytest.raises(OptionError, match="compensate is 'str'"):
-        structprune.plan_pruning(chain(8, 8), 0.5, compensate="yes", example_inputs=IMAGE)  # type: ignore[arg-type]
+    for wrong in ("yes", IMAGE, {"x": IMAGE}, 3):
+        with pytest.raises(OptionError, match=f"compensate is {type(wrong).__name__!r}"):
+            structprune.plan_pruning(chain(8, 8), 0.5, compensate=wrong, example_inputs=IMAGE)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="needs the values of the weights"):
         structprune.plan_pruning(
             chain(8, 8).to("meta"), 0.5, importance="random", compensate=True, example_inputs=IMAGE

@@ -36,6 +36,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"ratio": None, "latency": True}, r"latency is True; expected a share in \(0, 1\)"),
     ({"measure": {}}, "measure says how latency"),
     ({"ratio": None, "macs": 0.5, "measure": {}}, "measure says how latency"),
+    ({"ratio": None, "speedup": 2, "measure": None}, "measure is None: expected a dict of options"),
     ({"ratio": None, "macs": 0.01}, "macs=0.01 cannot be reached: .* are left. Options that allow more: granularity"),
     ({"ratio": {}}, "ratio is an empty dict"),
     ({"ratio": {"block1": 2}}, "ratio for 'block1' is 2.0; expected a share"),

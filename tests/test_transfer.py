@@ -364,6 +364,9 @@ def test_granularities_at_equal_cost() -> None:
     frontier = Frontier(curves)
     gain, (low, high) = frontier.against("filter", "channel")
     assert gain == pytest.approx(0.1) == low == high
+    assert frontier.against("filter", "channel", cut=(0.5, "filter"))[0] == gain
+    with pytest.raises(OptionError, match="No filter network costs"):
+        frontier.against("filter", "channel", cut=(0.9, "filter"))
     with pytest.raises(OptionError, match="No random network costs as much as a channel network or more"):
         Frontier([*curves, made("a", 0.5, "random", 0, [0.9, 0.6, 0.6])]).against("random", "channel")
 

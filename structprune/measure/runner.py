@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,8 @@ def read_setting(options: LatencyOptions) -> Setting:
         OptionError: A name or a value cannot be used.
     """
     known = Setting.__dataclass_fields__
+    if not isinstance(options, Mapping):
+        raise OptionError(f"measure is {options!r}: expected a dict of options, such as {{'device': 'cpu'}}.")
     for name in options:
         if name not in known:
             raise OptionError(f"{name!r} is not an option of a measurement; there are {', '.join(known)}.")

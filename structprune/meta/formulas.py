@@ -101,6 +101,12 @@ def _integer_product(args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> i
     return 2 * int(out.numel()) * int(args[0].shape[-1])
 
 
+def _grouped_product(args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+    """Every row meets one matrix; with two flat operands every column of the one meets one row of the other."""
+    flat = args[0].ndim == args[1].ndim == 2
+    return 2 * int(args[0].numel() * args[1].shape[-1] if flat else out.numel() * args[0].shape[-1])
+
+
 def _added_product(args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
     return 2 * int(out.numel()) * int(args[1].shape[-1])
 
@@ -137,6 +143,7 @@ _OWN: dict[str, Formula] = {
     "aten::linear": _linear,
     "aten::mkldnn_linear": _linear,
     "aten::_int_mm": _integer_product,
+    "aten::_grouped_mm": _grouped_product,
     "aten::_addmm_activation": _added_product,
     "aten::_trilinear": _trilinear,
     "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
+import torch
 from typing_extensions import TypedDict
 
 from structprune.errors import OptionError, nearest
@@ -42,8 +43,8 @@ class PruningOptions(TypedDict, total=False):
         uniform: Whether layers that repeat, such as the MLPs of a transformer's blocks, keep one width, as
             a configuration needs that holds one number for all (default: False).
         compensate: ``True``: add what the removed channels gave on average to the biases and running means of the
-            layers that read them, computed from batch-norm statistics, without data. A list of batches
-            (each as ``example_inputs``): computed from those, in any network (default: False).
+            layers that read them, computed from batch-norm statistics, without data. A list, or another
+            iterable, of batches (each as ``example_inputs``): computed from those, in any network (default: False).
         round_to: Widths that are left. ``"auto"`` (default): a width that is a multiple of 8 and at least 64
             stays a multiple of 8; an int: every width becomes a multiple of it where it can; 1: off.
         ignore: Patterns of modules or parameters whose channels stay (default: none).
@@ -60,7 +61,7 @@ class PruningOptions(TypedDict, total=False):
     importance: Importance
     scope: Literal["local", "global"]
     uniform: bool
-    compensate: bool | list[Any]
+    compensate: bool | Iterable[Any]
     round_to: int | Literal["auto"]
     ignore: Sequence[str]
     keep_representation: bool
@@ -185,11 +186,15 @@ def _read_target(ratio: Any, options: Mapping[str, Any]) -> Target | None:
 def _read_compensate(compensate: Any) -> bool | tuple[Any, ...]:
     if isinstance(compensate, bool):
         return compensate
-    if isinstance(compensate, list) and compensate:
-        return tuple(compensate)
+    said = repr(type(compensate).__name__)
+    if isinstance(compensate, Iterable) and not isinstance(compensate, (str, torch.Tensor, Mapping)):
+        batches = tuple(compensate)
+        if batches:
+            return batches
+        said = f"an empty {type(compensate).__name__}"
     raise OptionError(
-        f"compensate is {'an empty list' if compensate == [] else repr(type(compensate).__name__)}; expected True "
-        "(from batch-norm statistics) or a list of batches, each as example_inputs."
+        f"compensate is {said}; expected True (from batch-norm statistics), or batches in a list or another iterable, "
+        "each as example_inputs."
     )
 
 

@@ -52,6 +52,29 @@ def in_double(arguments: Any) -> Any:
     return arguments
 
 
+def run_in_double(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run an operator in float64, whatever it was asked for, and where PyTorch has no kernel for that too."""
+    args, kwargs = in_double(args), in_double(kwargs)
+    function = _WITHOUT_DOUBLE.get(op.name, op.func)
+    return function(*args, **kwargs)
+
+
+def _grouped_product(
+    a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor | None = None, bias: Any = None, out_dtype: Any = None
+) -> torch.Tensor:
+    """``_grouped_mm`` of rows and a stack of matrices: no kernel for float64 exists."""
+    if offs is None or (a.ndim, b.ndim) != (2, 3) or bias is not None:
+        raise UnprovableError(f"aten::_grouped_mm of {a.ndim} and {b.ndim} dimensions has no form in float64")
+    ends = offs.tolist()
+    out = a.new_zeros(a.shape[0], b.shape[2])
+    for matrix, start, end in zip(b, [0, *ends], ends, strict=False):
+        out[start:end] = a[start:end] @ matrix
+    return out
+
+
+_WITHOUT_DOUBLE: dict[str, Callable[..., Any]] = {"aten::_grouped_mm": _grouped_product}
+
+
 def filled(
     args: Sequence[Any], kwargs: dict[str, Any], operand: Operand, gone: Mask, fill: float
 ) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -94,7 +117,7 @@ class MaskedRun:
                 if op.name in ("aten::var_mean", "aten::std_mean"):
                     rest = [_over(_sum)(arguments)]
                 return (first, *rest) if isinstance(out, tuple) else first
-        return op.func(*args, **kwargs)
+        return run_in_double(op, args, kwargs)
 
     def _masked(
         self, operands: Sequence[Operand], fill: float, args: Sequence[Any], kwargs: dict[str, Any]

@@ -158,12 +158,14 @@ class Frontier:
         )
         return float(mean(by_seed)), interval(by_seed)
 
-    def against(self, granularity: str, other: str, *, tasks: Sequence[str] = ()) -> tuple[float, Interval]:
+    def against(
+        self, granularity: str, other: str, *, tasks: Sequence[str] = (), cut: Cut | None = None
+    ) -> tuple[float, Interval]:
         """How much less one granularity errs than another at equal FLOPs of a step, over all budgets.
 
         Errors are averaged over cuts, tasks and budgets. The other's error between the networks that were run is linear
         in the logarithm of their FLOPs; the dense network is one of them. Cuts of the first that are cheaper than all
-        of the other are left out.
+        of the other are left out; with ``cut`` only this one is compared.
 
         Returns:
             ``1 - error / other's error``, and its 95 % interval over seeds.
@@ -172,13 +174,13 @@ class Frontier:
         known = sorted((self.cost(c), c) for c in self._cuts_of(other))
         costs = np.log([cost for cost, _ in known])
         ours, theirs = [], []
-        for cut in self._cuts_of(granularity):
-            if cut == DENSE or self.cost(cut) < known[0][0]:
+        for own in [cut] if cut else self._cuts_of(granularity):
+            if own == DENSE or self.cost(own) < known[0][0]:
                 continue
             for budget in self.budgets:
                 values = np.stack([self._values(c, budget, tasks) for _, c in known])
-                ours.append(self._values(cut, budget, tasks))
-                theirs.append(_interpolated(np.log(self.cost(cut)), costs, values))
+                ours.append(self._values(own, budget, tasks))
+                theirs.append(_interpolated(np.log(self.cost(own)), costs, values))
         if not ours:
             raise OptionError(f"No {granularity} network costs as much as a {other} network or more: run more ratios.")
         errors, others = (mean(mean(np.stack(x), axis=0), axis=0) for x in (ours, theirs))

@@ -21,7 +21,7 @@ from structprune.graph.session import follow
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocation
 from structprune.meta.signature import tensors_of
-from structprune.resolve.masking import MaskedRun, in_double
+from structprune.resolve.masking import MaskedRun, run_in_double
 from structprune.resolve.replay import Replay
 
 Function = Callable[..., Any]
@@ -90,7 +90,7 @@ def traced(case: Case, tensors: Sequence[torch.Tensor]) -> Traced:
     space = SliceSpace()
     coupling = Coupling(space)
     labels = {str(i): space.add_tensor(str(i), t.shape) for i, t in enumerate(tensors)}
-    observer = _Forced(space, coupling, {}, lambda op, a, k: op.func(*in_double(a), **in_double(k)), training=False)
+    observer = _Forced(space, coupling, {}, run_in_double, training=False)
     observer.reading = case.reading
     outputs: list[Labels] = []
 

@@ -156,6 +156,12 @@ CONTRACTION = [
         "addmm", lambda b, x, w: torch.addmm(b, x, w.t()), ((8,), (4, 6), (8, 6)), ("0.0", "1.0", "1.1", "2.0", "2.1")
     ),
     Case(
+        "_grouped_mm",
+        lambda a, b: aten._grouped_mm(a, b, torch.tensor([3, 4], dtype=torch.int32)),
+        ((4, 16), (2, 16, 8)),  # rows of 16 bytes, after the cut too
+        ("0.1", "1.1", "1.2"),
+    ),
+    Case(
         "baddbmm",
         lambda b, x, y: torch.baddbmm(b, x, y),
         ((1, 6, 8), (4, 6, 5), (4, 5, 8)),
@@ -305,6 +311,7 @@ REDUCTION = [
         for name in ("max", "min", "median", "nanmedian", "mode", "argmax", "argmin", "sort", "cummax", "cummin")
     ),
     Case("kthvalue", lambda x: x.kthvalue(2, 1), X, ("0.0", "0.2")),
+    Case("aminmax", lambda x: torch.aminmax(x, dim=1), X, ("0.0", "0.2")),
     Case("topk", lambda x: x.topk(3, 1), X, ("0.0", "0.2")),
 ]
 

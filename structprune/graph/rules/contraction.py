@@ -99,6 +99,27 @@ def matrix_product(call: Call) -> Labels:
     return _product(call, a, b)
 
 
+@rule("_grouped_mm")
+def grouped_product(call: Call) -> Labels:
+    """``(n, k) @ (e, k, m)``: rows up to each offset meet a matrix of their own, as experts do; or batches of both."""
+    a, b = call.tensors[0], call.tensors[1]
+    ranks = len(call.shape(a)), len(call.shape(b))
+    if ranks == (3, 3):
+        return _product(call, a, b)
+    for tensor in call.tensors[2:]:
+        for ids in call.labels(tensor):
+            call.freeze(ids, "is an offset or a bias of a grouped product")
+    if ranks != (2, 3):
+        call.freeze_all("is cut into groups by offsets")
+        return (None,) * len(call.out_shape())
+    call.freeze(call.labels(a)[0], "is cut into groups by offsets")
+    call.freeze(call.labels(b)[0], "counts the matrices of a grouped product")
+    call.couple(call.labels(a)[1], call.labels(b)[1], _FIXED)
+    call.contract(a, 1)
+    call.contract(b, 1)
+    return (call.labels(a)[0], call.produce(b, 2))
+
+
 @rule("addmm", "baddbmm")
 def matrix_product_and_sum(call: Call) -> Labels:
     """``beta * bias + a @ b``."""

@@ -38,6 +38,17 @@ def extreme(call: Call) -> Labels | list[Labels]:
     return [labels, labels]
 
 
+@rule("aminmax")
+def extremes(call: Call) -> list[Labels]:
+    """Both at once: what is masked for the one would be the other, so that no proof covers a labelled dimension."""
+    x = call.tensors[0]
+    dims = dims_of(call["dim"], x.ndim)
+    for dim in dims:
+        call.freeze(call.labels(x)[dim], "is searched for both extremes")
+    labels = _without(call, dims)
+    return [labels, labels]
+
+
 @rule("argmax", "argmin")
 def index_of_extreme(call: Call) -> Labels:
     """The position of the extreme entry."""
