@@ -15,7 +15,7 @@ pytest.importorskip("timm")
 pytest.importorskip("transformers")
 
 TIMM = "test_vit test_vit_relpos test_coatnet test_efficientnet test_nfnet test_convnext test_resnet"
-TRANSFORMERS = "bert gpt2 llama t5 swin segformer wav2vec2 whisper mamba beit detr"
+TRANSFORMERS = "bert gpt2 llama t5 swin segformer wav2vec2 whisper mamba beit detr mixtral"
 CHOSEN = {*(f"timm:{n}" for n in TIMM.split()), *(f"transformers:{n}" for n in TRANSFORMERS.split())}
 CHOSEN |= {"timm-other:test_mambaout", "timm-other:test_byobnet", "timm-other:test_vit"}
 
