@@ -31,19 +31,23 @@ def run_on_meta(op: Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> A
         if op.name in _FACTORIES and _asks_for_meta(kwargs) and _is_integer(op, args, kwargs):
             kwargs = {**kwargs, "device": torch.device("cpu")}
         return op.func(*args, **kwargs)
+    if not all(t.is_meta for t in tensors):
+        args, kwargs = [_as_meta(a) for a in args], {k: _as_meta(v) for k, v in kwargs.items()}
+        tensors = [t for a in (*args, *kwargs.values()) for t in tensors_of(a)]
+    out = None
     if all(t.is_meta for t in tensors):
         shaper = (IN_PLACE_SHAPERS if op.in_place else SHAPERS).get(op.name)
         out = shaper(args, kwargs) if shaper is not None else None
-        return op.func(*args, **kwargs) if out is None else out
+    return op.func(*args, **kwargs) if out is None else out
 
-    def to_meta(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and not value.is_meta and value.ndim:
-            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-        if isinstance(value, (list, tuple)):
-            return type(value)(to_meta(v) for v in value)
-        return value
 
-    return op.func(*[to_meta(a) for a in args], **{k: to_meta(v) for k, v in kwargs.items()})
+def _as_meta(value: Any) -> Any:
+    """Tensors without their values; a scalar stays where it is, as operators take one from any device."""
+    if isinstance(value, torch.Tensor) and not value.is_meta and value.ndim:
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    if isinstance(value, (list, tuple)):
+        return type(value)(_as_meta(v) for v in value)
+    return value
 
 
 def _asks_for_meta(kwargs: dict[str, Any]) -> bool:

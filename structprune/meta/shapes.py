@@ -158,6 +158,21 @@ def cat(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return first.new_empty((*first.shape[:dim], sum(t.shape[dim] for t in tensors), *first.shape[dim + 1 :]))
 
 
+def grouped_product(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """``_grouped_mm`` of rows and a stack of matrices, with rows of whole 16 bytes; torch's own takes bfloat16 only."""
+    a, b = args[:2]
+    if (a.ndim, b.ndim) != (2, 3) or a.shape[1] != b.shape[1] or a.dtype != b.dtype or a.dtype not in _GROUPED:
+        return None
+    if len(args) > 3 or kwargs.keys() - {"offs"}:
+        return None
+    entries = 16 // a.element_size()
+    if any(stride != 1 and stride % entries for t in (a, b) for stride in t.stride()[-2:]):
+        raise RuntimeError(f"strides {a.stride()} and {b.stride()} should be multiples of 16 bytes")
+    width = b.shape[2]
+    return a.new_empty_strided((a.shape[0], width), (-(-width // entries) * entries, 1))
+
+
+_GROUPED = (torch.float32, torch.float16, torch.bfloat16)
 _FULL = (torch.float32, torch.float64)
 _UNARY = "relu silu sigmoid hardswish hardsigmoid gelu tanh clone"
 SHAPERS: dict[str, Shaper] = {
@@ -167,6 +182,7 @@ SHAPERS: dict[str, Shaper] = {
     "aten::mm": product,
     "aten::bmm": product,
     "aten::addmm": product_and_sum,
+    "aten::_grouped_mm": grouped_product,
     "aten::_softmax": softmax,
     "aten::_safe_softmax": softmax,
     "aten::t": transposed,
