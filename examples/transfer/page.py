@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import structprune
-from structprune.transfer import Frontier, plot_errors, plot_stream
-from structprune.transfer.cut import DENSE, cut_of, name_of
-from structprune.transfer.interval import Interval
+from structprune.transfer import Cut, Frontier, plot_errors, plot_stream
 
+DENSE = Cut(0.0, "dense")
 _PAGE = "compute-optimal-transfer.md"
 
 
@@ -74,8 +73,8 @@ typed."""
 def _setting(frontier: Frontier, document: dict[str, Any]) -> str:
     settings = document["settings"]
     rates = {(ratio, granularity): rate for ratio, granularity, rate in document["rates"]}
-    params = {c: next(x.params for x in frontier.curves if cut_of(x) == c) for c in frontier.cuts}
-    rows = [[name_of(c), f"{params[c]:,}", f"{frontier.cost(c):.2f}", f"{rates[c]:g}"] for c in frontier.cuts]
+    params = {c: next(x.params for x in frontier.curves if x.cut == c) for c in frontier.cuts}
+    rows = [[str(c), f"{params[c]:,}", f"{frontier.cost(c):.2f}", f"{rates[c]:g}"] for c in frontier.cuts]
     listed = ", ".join(f"{rate:g}" for rate in settings["rates"])
     hours = _duration(settings["seconds"])
     return f"""## What was run
@@ -125,13 +124,12 @@ def _budgets(frontier: Frontier, unit: int) -> str:
     for budget in frontier.budgets:
         best = frontier.best(budget)
         fewer = f"{1 - best.metric / best.dense:.0%}" if best.ratio else ""
-        name = name_of((best.ratio, best.granularity))
-        rows.append([f"{budget / unit:.1f}", name, f"{best.metric:.3f}", f"{best.dense:.3f}", fewer])
+        rows.append([f"{budget / unit:.1f}", str(best.cut), f"{best.metric:.3f}", f"{best.dense:.3f}", fewer])
     crossings = []
     for cut in frontier.cuts[1:]:
         budget = frontier.crossover(cut)
         at = f"from {budget / unit:.0f} steps on" if math.isfinite(budget) else "not within this budget"
-        crossings.append([name_of(cut), at])
+        crossings.append([str(cut), at])
     return f"""## Which ratio for which budget
 
 The best of all networks, and how many errors fewer than the dense one it makes:
@@ -152,7 +150,7 @@ def _granularities(frontier: Frontier, near: Sequence[str], after_the_cut: Seque
                 gain, band = frontier.against("filter", "channel", tasks=tasks, cut=cut)
             except structprune.OptionError:  # no network with pruned channels is as cheap
                 continue
-            which = f"{name_of(cut)}, {frontier.cost(cut):.2f} of the FLOPs" if cut else "**mean**"
+            which = f"{cut}, {frontier.cost(cut):.2f} of the FLOPs" if cut else "**mean**"
             rows.append([name, which, f"{gain:.1%}", _percent(band, 1)])
     gain, (low, high) = frontier.against("filter", "channel", tasks=near)
     if low > 0:
@@ -189,11 +187,11 @@ def _in_the_end(frontier: Frontier, unit: int) -> str:
     rows = []
     for cut in frontier.cuts:
         low, high = frontier.interval(cut, last)
-        rows.append([name_of(cut), f"{frontier.metric(cut, last):.4f}", f"{low:.4f} to {high:.4f}"])
+        rows.append([str(cut), f"{frontier.metric(cut, last):.4f}", f"{low:.4f} to {high:.4f}"])
     best, dense = frontier.best(last), frontier.interval(DENSE, last)
-    name = name_of((best.ratio, best.granularity))
+    name = best.cut
     if best.ratio == 0:
-        level = [name_of(c) for c in frontier.cuts[1:] if frontier.interval(c, last)[0] <= dense[1]]
+        level = [str(c) for c in frontier.cuts[1:] if frontier.interval(c, last)[0] <= dense[1]]
         verdict = "The dense network is the best in the end" + (
             f"; the intervals of {', '.join(level)} overlap with its own." if level else ", and no interval overlaps."
         )
@@ -333,7 +331,7 @@ def _draw(frontier: Frontier, document: dict[str, Any], folder: Path) -> None:
     save(figure, "stream")
 
 
-def _percent(band: Interval, digits: int = 0) -> str:
+def _percent(band: tuple[float, float], digits: int = 0) -> str:
     low, high = band
     return "one seed" if math.isnan(low) else f"{low:.{digits}%} to {high:.{digits}%}"
 

@@ -5,6 +5,7 @@ compute the pruned network is ahead, in the end the dense one is. This package m
 """
 
 from structprune.transfer.curve import LearningCurve, Point
+from structprune.transfer.cut import Cut
 from structprune.transfer.finetuning import finetune
 from structprune.transfer.frontier import Best, Frontier
 from structprune.transfer.meter import ComputeMeter
@@ -16,6 +17,7 @@ from structprune.transfer.task import Task, new_head
 __all__ = [
     "Best",
     "ComputeMeter",
+    "Cut",
     "Frontier",
     "LearningCurve",
     "Point",

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from structprune.transfer.cut import Cut
+
 
 @dataclass(frozen=True)
 class Point:
@@ -46,6 +48,11 @@ class LearningCurve:
     step_flops: int
     params: int
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def cut(self) -> Cut:
+        """The cut whose run this is, as a sweep writes it into ``about``."""
+        return Cut(float(self.about["ratio"]), str(self.about["granularity"]))
 
     @property
     def final(self) -> float:

@@ -1,18 +1,22 @@
-"""What tells the networks of a sweep apart: the ratio and the granularity that they were pruned with."""
+"""What tells the networks of a sweep apart."""
 
 from __future__ import annotations
 
-from structprune.transfer.curve import LearningCurve
-
-Cut = tuple[float, str]
-DENSE: Cut = (0.0, "dense")
+from typing import NamedTuple
 
 
-def cut_of(curve: LearningCurve) -> Cut:
-    """The cut whose run a curve is."""
-    return (float(curve.about["ratio"]), str(curve.about["granularity"]))
+class Cut(NamedTuple):
+    """The ratio and the granularity that a network was pruned with; ``(0.0, "dense")``: it was not.
+
+    A plain tuple of both will do wherever one is asked for.
+    """
+
+    ratio: float
+    granularity: str
+
+    def __str__(self) -> str:
+        """What tables and figures call it."""
+        return "dense" if self == DENSE else f"{self.granularity} {self.ratio:g}"
 
 
-def name_of(cut: Cut) -> str:
-    """How tables and figures call a cut."""
-    return "dense" if cut == DENSE else f"{cut[1]} {cut[0]:g}"
+DENSE = Cut(0.0, "dense")

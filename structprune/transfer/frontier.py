@@ -14,7 +14,7 @@ import numpy.typing as npt
 from structprune.errors import OptionError
 from structprune.measure.quantities import scaled
 from structprune.transfer.curve import LearningCurve
-from structprune.transfer.cut import DENSE, Cut, cut_of, name_of
+from structprune.transfer.cut import DENSE, Cut
 from structprune.transfer.interval import Interval, interval, mean
 from structprune.transfer.scaling import ScalingLaw
 
@@ -52,11 +52,16 @@ class Best:
     interval: Interval
     dense: float
 
+    @property
+    def cut(self) -> Cut:
+        """Ratio and granularity together."""
+        return Cut(self.ratio, self.granularity)
+
 
 class Frontier:
     """The curves of a sweep. Metrics are to be small, and means over tasks give every task the same weight.
 
-    A cut is a ratio and a granularity, such as ``(0.5, "filter")``; ``(0.0, "dense")`` is the dense network.
+    A ``Cut`` is a ratio and a granularity, such as ``(0.5, "filter")``; ``(0.0, "dense")`` is the dense network.
 
     Attributes:
         curves: One for each run.
@@ -83,7 +88,7 @@ class Frontier:
     @cached_property
     def cuts(self) -> tuple[Cut, ...]:
         """Ratio and granularity of all networks, the dense one first."""
-        return tuple(sorted({cut_of(curve) for curve in self.curves}))
+        return tuple(sorted({curve.cut for curve in self.curves}))
 
     @cached_property
     def budgets(self) -> tuple[float, ...]:
@@ -92,18 +97,20 @@ class Frontier:
         most = min(curve.points[-1].flops for curve in self.curves)
         return tuple(np.geomspace(least, max(most, least), _BUDGETS).tolist())
 
-    def metric(self, cut: Cut, budget: float, *, tasks: Sequence[str] = (), seeds: Sequence[int] = ()) -> float:
+    def metric(
+        self, cut: tuple[float, str], budget: float, *, tasks: Sequence[str] = (), seeds: Sequence[int] = ()
+    ) -> float:
         """The mean metric of a cut at a budget, over tasks and seeds (all, if not given)."""
         values = self._values(cut, budget, tasks)
         return float(mean(values[:, [self.seeds.index(s) for s in seeds]] if seeds else values))
 
-    def interval(self, cut: Cut, budget: float, *, tasks: Sequence[str] = ()) -> Interval:
+    def interval(self, cut: tuple[float, str], budget: float, *, tasks: Sequence[str] = ()) -> Interval:
         """95 % of ``metric`` over seeds."""
         return interval(mean(self._values(cut, budget, tasks), axis=0))
 
-    def cost(self, cut: Cut) -> float:
+    def cost(self, cut: tuple[float, str]) -> float:
         """FLOPs of a training step, as a share of the dense network's."""
-        steps = {c: float(np.mean([x.step_flops for x in self.curves if cut_of(x) == c])) for c in (cut, DENSE)}
+        steps = {c: float(np.mean([x.step_flops for x in self.curves if x.cut == c])) for c in (cut, DENSE)}
         return steps[cut] / steps[DENSE]
 
     def best(self, budget: float, *, tasks: Sequence[str] = (), granularity: str | None = None) -> Best:
@@ -112,7 +119,7 @@ class Frontier:
         metric, dense = (self.metric(c, budget, tasks=tasks) for c in (cut, DENSE))
         return Best(budget, *cut, metric, self.interval(cut, budget, tasks=tasks), dense)
 
-    def crossover(self, cut: Cut, *, tasks: Sequence[str] = ()) -> float:
+    def crossover(self, cut: tuple[float, str], *, tasks: Sequence[str] = ()) -> float:
         """The least budget from which the dense network is at least as good as a cut; infinite if it never is."""
         ahead = [b for b in self.budgets if self.metric(cut, b, tasks=tasks) < self.metric(DENSE, b, tasks=tasks)]
         if not ahead:
@@ -129,7 +136,12 @@ class Frontier:
         return reached[0] if reached else self.budgets[-1]
 
     def gain(
-        self, budget: float, granularity: str = "filter", *, tasks: Sequence[str] = (), cut: Cut | None = None
+        self,
+        budget: float,
+        granularity: str = "filter",
+        *,
+        tasks: Sequence[str] = (),
+        cut: tuple[float, str] | None = None,
     ) -> tuple[float, Interval]:
         """How much less the best pruned network errs than the dense one at a budget: ``1 - pruned / dense``.
 
@@ -144,7 +156,7 @@ class Frontier:
         return float(mean(by_seed)), interval(by_seed)
 
     def improvement(
-        self, granularity: str = "filter", *, tasks: Sequence[str] = (), cut: Cut | None = None
+        self, granularity: str = "filter", *, tasks: Sequence[str] = (), cut: tuple[float, str] | None = None
     ) -> tuple[float, Interval]:
         """``gain`` in the low-compute regime: averaged over the budgets up to each task's ``low_compute``, then tasks.
 
@@ -159,7 +171,7 @@ class Frontier:
         return float(mean(by_seed)), interval(by_seed)
 
     def against(
-        self, granularity: str, other: str, *, tasks: Sequence[str] = (), cut: Cut | None = None
+        self, granularity: str, other: str, *, tasks: Sequence[str] = (), cut: tuple[float, str] | None = None
     ) -> tuple[float, Interval]:
         """How much less one granularity errs than another at equal FLOPs of a step, over all budgets.
 
@@ -188,7 +200,7 @@ class Frontier:
         return float(mean(by_seed)), interval(by_seed)
 
     def _gains(
-        self, task: str, budgets: Sequence[float], granularity: str, cut: Cut | None, tasks: Sequence[str]
+        self, task: str, budgets: Sequence[float], granularity: str, cut: tuple[float, str] | None, tasks: Sequence[str]
     ) -> npt.NDArray[np.float64]:
         """Relative gains on a task, by seed and budget."""
         pruned = [c for c in self._cuts_of(granularity) if c != DENSE]
@@ -215,11 +227,11 @@ class Frontier:
             raise OptionError(f"No run of these cuts reaches a budget of {scaled(budget)}FLOPs.")
         return min(reached, key=means.__getitem__)
 
-    def area(self, cut: Cut, *, tasks: Sequence[str] = ()) -> float:
+    def area(self, cut: tuple[float, str], *, tasks: Sequence[str] = ()) -> float:
         """The mean metric over the logarithm of the budget: the area under the curve, divided by its width."""
         return float(np.mean([self.metric(cut, b, tasks=tasks) for b in self.budgets]))
 
-    def stream(self, cut: Cut, budget: float) -> tuple[list[float], list[float]]:
+    def stream(self, cut: tuple[float, str], budget: float) -> tuple[list[float], list[float]]:
         """The stream of tasks as Nevis'22 draws it (arXiv 2211.11747): one after the other, each with a budget.
 
         Returns:
@@ -268,7 +280,7 @@ class Frontier:
         for budget in self.budgets:
             values = {cut: self.metric(cut, budget, tasks=[held_out]) for cut in self._cuts_of(granularity)}
             taken = self.recommend(budget, granularity, tasks=others)
-            lost += values[taken.ratio, taken.granularity] - min(values.values())
+            lost += values[taken.cut] - min(values.values())
             spread += max(values.values()) - min(values.values())
         return lost / spread if spread else 0.0
 
@@ -290,23 +302,22 @@ class Frontier:
         rows = []
         for budget in self.budgets:
             best = self.best(budget)
-            name = name_of((best.ratio, best.granularity))
             interval = f"{best.interval[0]:.4f} to {best.interval[1]:.4f}"
-            rows.append(f"{scaled(budget):>12}  {name:<16} {best.metric:>8.4f} {interval:>17} {best.dense:>8.4f}")
+            rows.append(f"{scaled(budget):>12}  {best.cut!s:<16} {best.metric:>8.4f} {interval:>17} {best.dense:>8.4f}")
         failed = [f"failed: {f.task}, {f.granularity} {f.ratio:g}, seed {f.seed}: {f.error}" for f in self.failures]
         return "\n".join([head, *rows, *failed])
 
-    def _of(self, cut: Cut, task: str) -> list[LearningCurve]:
+    def _of(self, cut: tuple[float, str], task: str) -> list[LearningCurve]:
         return self._by_run.get((cut, task), [])
 
     @cached_property
-    def _by_run(self) -> dict[tuple[Cut, str], list[LearningCurve]]:
-        found: dict[tuple[Cut, str], list[LearningCurve]] = {}
+    def _by_run(self) -> dict[tuple[tuple[float, str], str], list[LearningCurve]]:
+        found: dict[tuple[tuple[float, str], str], list[LearningCurve]] = {}
         for curve in self.curves:
-            found.setdefault((cut_of(curve), curve.task), []).append(curve)
+            found.setdefault((curve.cut, curve.task), []).append(curve)
         return found
 
-    def _values(self, cut: Cut, budget: float, tasks: Sequence[str]) -> npt.NDArray[np.float64]:
+    def _values(self, cut: tuple[float, str], budget: float, tasks: Sequence[str]) -> npt.NDArray[np.float64]:
         """Metrics by task (all, if none is given) and seed; NaN where there is no run."""
         tasks = tasks or self.tasks
         values = np.full((len(tasks), len(self.seeds)), np.nan)

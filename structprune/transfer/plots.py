@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from structprune.transfer.cut import DENSE, Cut, name_of
+from structprune.transfer.cut import DENSE, Cut
 from structprune.transfer.frontier import Frontier
 
 # Dark for little, bright for much that was removed.
@@ -35,7 +35,7 @@ def plot_errors(
     for cut in _shown(frontier, granularity):
         style = _style(frontier, cut)
         bands = np.array([frontier.interval(cut, b, tasks=tasks) for b in budgets])
-        axes.plot(budgets, [frontier.metric(cut, b, tasks=tasks) for b in budgets], label=name_of(cut), **style)
+        axes.plot(budgets, [frontier.metric(cut, b, tasks=tasks) for b in budgets], label=str(cut), **style)
         axes.fill_between(budgets, bands[:, 0], bands[:, 1], color=style["color"], alpha=0.15, linewidth=0)
     if mark_regime:
         ends = [frontier.low_compute(task) for task in tasks or frontier.tasks]
@@ -60,7 +60,7 @@ def plot_stream(
     for cut in _shown(frontier, granularity):
         ends = [frontier.stream(cut, budget) for budget in budgets or frontier.budgets]
         x, y = [flops[-1] for flops, _ in ends], [errors[-1] for _, errors in ends]
-        axes.plot(x, y, marker="o", markersize=3, label=name_of(cut), **_style(frontier, cut))
+        axes.plot(x, y, marker="o", markersize=3, label=str(cut), **_style(frontier, cut))
     axes.set(xlabel="FLOPs of the whole stream", ylabel="mean error over the stream", ylim=(0, None))
     _logarithmic(axes)
 

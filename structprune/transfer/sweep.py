@@ -215,7 +215,7 @@ class _Shared:
 def _cuts(ratios: Sequence[float], granularities: Sequence[str]) -> list[Cut]:
     """The dense network once, then every ratio in every granularity."""
     dense = [DENSE] if 0 in ratios else []
-    return dense + [(float(r), g) for g in granularities for r in dict.fromkeys(ratios) if r]
+    return dense + [Cut(float(r), g) for g in granularities for r in dict.fromkeys(ratios) if r]
 
 
 def _write(path: Path, shared: _Shared) -> None:
