@@ -107,7 +107,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the results; default build/transfer/quick or full")
     parser.add_argument("--docs", type=Path, help="write the page and its figures here")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75])
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.04, 0.08], help="to choose from")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.04, 0.08, 0.16], help="to choose from")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", type=int, help="only so many of the stream")
     parser.add_argument("--train", type=int, help="training samples of a task")
