@@ -62,7 +62,7 @@ def main() -> None:
     """Choose learning rates, run the stream, store and show the frontier."""
     options = _options()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options.out.mkdir(parents=True, exist_ok=True)
+    _same_settings(options)
     clock = Clock(options.out / "seconds.json")
 
     experiment = _own(options) if options.model else _small(options)
@@ -99,6 +99,19 @@ def main() -> None:
         from transfer.page import write
 
         write(document, options.docs)
+
+
+def _same_settings(options: argparse.Namespace) -> None:
+    """Results that are stored go on only with the settings that they were made with."""
+    file = options.out / "settings.json"
+    named = ("quick", "train", "steps", "pretraining_steps", "batch_size", "model", "weights", "images", "image_size")
+    settings = {name: str(getattr(options, name)) for name in named} | {"format": 2}
+    if options.out.is_dir() and any(options.out.iterdir()):
+        stored = json.loads(file.read_text()) if file.exists() else {}
+        if stored != settings:
+            raise SystemExit(f"{options.out} holds results of other settings ({stored}): take another --out.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings))
 
 
 def _options() -> argparse.Namespace:

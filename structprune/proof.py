@@ -145,7 +145,8 @@ def _compare(dense: nn.Module, pruned: nn.Module, gain: float, calls: Invocation
         replay = Replay(plain, space, roots, None, everything, MaskedRun(everything))
         unmasked = _replayed(model, calls, replay, labels)
 
-    # Two networks in float64 beside the two that the user holds are much memory: one goes before the other runs.
+    # Two networks in float64 beside the two that the user holds are much memory: one goes before the other runs,
+    # unless it has a cycle that only the garbage collector finds.
     model = _sliced_alike(pruned, model, plan)
     left: dict[str, Labels] = {
         name: tuple(None if ids is None else ids[present[ids]] for ids in axes) for name, axes in labels.items()

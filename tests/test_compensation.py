@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -168,7 +169,7 @@ def test_batches_from_any_iterable() -> None:
 def test_what_cannot_be_compensated() -> None:
     with pytest.raises(OptionError, match="compensate is an empty list; expected True"):
         structprune.plan_pruning(chain(8, 8), 0.5, compensate=[], example_inputs=IMAGE)
-    for wrong in ("yes", IMAGE, {"x": IMAGE}, 3):
+    for wrong in ("yes", b"yes", IMAGE, np.array(3), {"x": IMAGE}, chain(8), 3):
         with pytest.raises(OptionError, match=f"compensate is {type(wrong).__name__!r}"):
             structprune.plan_pruning(chain(8, 8), 0.5, compensate=wrong, example_inputs=IMAGE)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="needs the values of the weights"):

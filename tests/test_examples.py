@@ -125,6 +125,8 @@ def test_compute_optimal_transfer(tmp_path: Path) -> None:
     assert 3 <= len(before) < 12 and all(file.stat().st_mtime_ns == at for file, at in before.items())
     one, other = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
     assert one["frontier"] == other["frontier"] and len(one["frontier"]["curves"]) == 12
+    mixed = _run(*script, str(tmp_path / "killed"), "--train", "100")
+    assert mixed.returncode == 1 and "holds results of other settings" in mixed.stderr
 
 
 @pytest.mark.slow

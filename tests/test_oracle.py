@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import structprune
+from structprune import proof
 from tests.support import oracle
 from tests.support.small import TinyResNet
 
@@ -89,6 +91,27 @@ def test_proof_sees_a_wrong_size_in_an_attribute(pair: tuple[nn.Module, Any]) ->
     pruned.factor = 2.0
     proof = structprune.prove(dense, pruned, torch.zeros(1, 4))
     assert not proof and "'other' becomes 2.0, was 1.0" in proof.reason
+
+
+def test_a_proof_lets_the_dense_copy_go_before_the_pruned_one_runs(
+    pair: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies, alive = [], []
+    randomised, replayed = proof._randomised, proof._replayed
+
+    def watched(*args: Any) -> nn.Module:
+        copy = randomised(*args)
+        copies.append(weakref.ref(copy))
+        return copy
+
+    def replay(*args: Any) -> Any:
+        alive.append([copy() is not None for copy in copies])
+        return replayed(*args)
+
+    monkeypatch.setattr(proof, "_randomised", watched)
+    monkeypatch.setattr(proof, "_replayed", replay)
+    assert structprune.prove(*pair, EXAMPLE)
+    assert alive[0] == [True] and alive[-1] == [False]
 
 
 def test_proof_without_power_proves_nothing() -> None:

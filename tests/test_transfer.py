@@ -305,6 +305,12 @@ def test_the_best_at_a_budget_and_where_they_cross() -> None:
     frontier = known()
     low, high = frontier.best(10), frontier.best(1000)
     assert (low.ratio, low.granularity, high.ratio) == (0.5, "filter", 0.0)
+    assert f"{low.cut:>12}" == "  filter 0.5" and frontier.cost([0.5, "filter"]) == 1  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"cut=\(0.4, 'filter'\) was not run"):
+        frontier.metric((0.4, "filter"), 10)
+    with pytest.raises(OptionError, match="does not say how its network was pruned"):
+        _ = LearningCurve("a", (), 1, 1).cut
+    assert (str(low.cut), str(high.cut)) == ("filter 0.5", "dense") and low.cut == (0.5, "filter")
     assert low.metric == pytest.approx(0.405) and low.dense == pytest.approx(0.805)
     # Student's t of one degree of freedom: two seeds say little.
     assert low.interval == pytest.approx((0.405 - 12.706 * 0.005, 0.405 + 12.706 * 0.005))
@@ -364,9 +370,18 @@ def test_granularities_at_equal_cost() -> None:
     frontier = Frontier(curves)
     gain, (low, high) = frontier.against("filter", "channel")
     assert gain == pytest.approx(0.1) == low == high
-    assert frontier.against("filter", "channel", cut=(0.5, "filter"))[0] == gain
     with pytest.raises(OptionError, match="No filter network costs"):
         frontier.against("filter", "channel", cut=(0.9, "filter"))
+    # At 25 the channels' own 0.6.
+    both = Frontier([*curves, *(costing(made("a", 0.7, "filter", s, [0.9, 0.3, 0.3]), 25) for s in (0, 1))])
+    assert both.against("filter", "channel", cut=(0.5, "filter"))[0] == pytest.approx(0.1)
+    assert both.against("filter", "channel", cut=(0.7, "filter"))[0] == pytest.approx(0.5)
+    assert both.against("filter", "channel")[0] == pytest.approx(1 - (0.45 + 0.3) / (0.5 + 0.6))
+    for wrong in ((0.3, "filter"), (0.5, "channel"), (0.0, "dense"), "filter", 0.5):
+        with pytest.raises(
+            OptionError, match=r"was not run; there are \(0.0, 'dense'\)|is not of granularity 'filter'"
+        ):
+            both.against("filter", "channel", cut=wrong)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="No random network costs as much as a channel network or more"):
         Frontier([*curves, made("a", 0.5, "random", 0, [0.9, 0.6, 0.6])]).against("random", "channel")
 

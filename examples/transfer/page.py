@@ -155,6 +155,8 @@ def _granularities(frontier: Frontier, near: Sequence[str], after_the_cut: Seque
     gain, (low, high) = frontier.against("filter", "channel", tasks=near)
     if low > 0:
         verdict = "Filters are ahead on the near tasks, as in the paper."
+    elif math.isnan(low):
+        verdict = "One seed shows neither granularity to be ahead."
     elif high < 0:
         verdict = "**The paper's order does not come out here: at equal FLOPs, pruned channels are ahead.**"
     else:
@@ -168,9 +170,9 @@ interpolated over the logarithm of FLOPs); positive means that filters make fewe
 
 {_table(["tasks", "network", "filters against channels", "95 % interval"], rows)}
 
-{verdict} What the cut alone does says why a ratio matters here. To save as much, filters
-must leave the inside of a bottleneck narrower, since `"channel"` takes from the wide residual stream too. At equal
-MACs, before any training, with batch norms estimated anew on the data of pretraining:
+{verdict} To save as much, filters must leave the inside of a bottleneck
+narrower, since `"channel"` takes from the wide residual stream too. What the cut alone costs, at equal MACs, before any
+training, with batch norms estimated anew on the data of pretraining:
 
 {
         _table(
@@ -190,16 +192,17 @@ def _in_the_end(frontier: Frontier, unit: int) -> str:
         rows.append([str(cut), f"{frontier.metric(cut, last):.4f}", f"{low:.4f} to {high:.4f}"])
     best, dense = frontier.best(last), frontier.interval(DENSE, last)
     name = best.cut
-    if best.ratio == 0:
+    if math.isnan(dense[0]):
+        verdict = f"{name} is the best in the end, of one seed."
+    elif best.ratio == 0:
         level = [str(c) for c in frontier.cuts[1:] if frontier.interval(c, last)[0] <= dense[1]]
         verdict = "The dense network is the best in the end" + (
             f"; the intervals of {', '.join(level)} overlap with its own." if level else ", and no interval overlaps."
         )
+    elif best.interval[1] < dense[0]:
+        verdict = f"{name} is still ahead of the dense network: a larger budget is needed to see it overtake."
     else:
-        if best.interval[1] < dense[0]:
-            verdict = f"{name} is still ahead of the dense network: a larger budget is needed to see it overtake."
-        else:
-            verdict = f"{name} has the least mean error, but the intervals overlap: the dense network has caught up."
+        verdict = f"{name} has the least mean error, but the intervals overlap: the dense network has caught up."
     return f"""## In the end
 
 Errors at the largest budget, {last / unit:.0f} dense steps, mean over tasks:

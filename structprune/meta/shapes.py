@@ -159,17 +159,32 @@ def cat(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def grouped_product(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """``_grouped_mm`` of rows and a stack of matrices, with rows of whole 16 bytes; torch's own takes bfloat16 only."""
-    a, b = args[:2]
-    if (a.ndim, b.ndim) != (2, 3) or a.shape[1] != b.shape[1] or a.dtype != b.dtype or a.dtype not in _GROUPED:
+    """``_grouped_mm`` with rows of whole 16 bytes; torch's own shape function takes bfloat16 only."""
+    a, b, offs = (*args, *kwargs.values(), None)[:3]
+    if len(args) + len(kwargs) > 3 or kwargs.keys() - {"offs"} or a.dtype != b.dtype or a.dtype not in _GROUPED:
         return None
-    if len(args) > 3 or kwargs.keys() - {"offs"}:
+    if a.shape[-1] != b.shape[-2]:
+        return None
+    if a.ndim == b.ndim == 3:
+        if offs is not None or a.shape[0] != b.shape[0]:
+            return None
+    elif (a.ndim, b.ndim) != (2, 3) or offs is None or offs.dtype != torch.int32 or offs.shape != b.shape[:1]:
         return None
     entries = 16 // a.element_size()
-    if any(stride != 1 and stride % entries for t in (a, b) for stride in t.stride()[-2:]):
+    if not (_whole_rows(a, entries) and _whole_rows(b, entries)):
         raise RuntimeError(f"strides {a.stride()} and {b.stride()} should be multiples of 16 bytes")
     width = b.shape[2]
-    return a.new_empty_strided((a.shape[0], width), (-(-width // entries) * entries, 1))
+    padded = -(-width // entries) * entries
+    shape = (*a.shape[:-1], width)
+    return a.new_empty_strided(shape, (padded, 1) if a.ndim == 2 else (a.shape[1] * padded, padded, 1))
+
+
+def _whole_rows(x: torch.Tensor, entries: int) -> bool:
+    """Whether the last two dimensions are a matrix, or the transpose of one, whose rows are whole stretches."""
+    (rows, columns), (down, across) = x.shape[-2:], x.stride()[-2:]
+    if down == 1 and across >= max(1, rows):
+        return across % entries == 0
+    return across == 1 and down >= max(1, columns) and down % entries == 0
 
 
 _GROUPED = (torch.float32, torch.float16, torch.bfloat16)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from typing_extensions import TypedDict
 
@@ -44,7 +45,8 @@ class PruningOptions(TypedDict, total=False):
             a configuration needs that holds one number for all (default: False).
         compensate: ``True``: add what the removed channels gave on average to the biases and running means of the
             layers that read them, computed from batch-norm statistics, without data. A list, or another
-            iterable, of batches (each as ``example_inputs``): computed from those, in any network (default: False).
+            iterable, of a few batches (each as ``example_inputs``; all are held): computed from those, in any network
+            (default: False).
         round_to: Widths that are left. ``"auto"`` (default): a width that is a multiple of 8 and at least 64
             stays a multiple of 8; an int: every width becomes a multiple of it where it can; 1: off.
         ignore: Patterns of modules or parameters whose channels stay (default: none).
@@ -183,11 +185,15 @@ def _read_target(ratio: Any, options: Mapping[str, Any]) -> Target | None:
     return Target(quantity, share, f"{name}={value}", options.get("measure", {}))  # type: ignore[arg-type]
 
 
+# They can be gone through, but not batch by batch.
+_NO_BATCHES = (str, bytes, torch.Tensor, np.ndarray, torch.nn.Module, Mapping)
+
+
 def _read_compensate(compensate: Any) -> bool | tuple[Any, ...]:
     if isinstance(compensate, bool):
         return compensate
     said = repr(type(compensate).__name__)
-    if isinstance(compensate, Iterable) and not isinstance(compensate, (str, torch.Tensor, Mapping)):
+    if isinstance(compensate, Iterable) and not isinstance(compensate, _NO_BATCHES):
         batches = tuple(compensate)
         if batches:
             return batches

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -62,13 +63,22 @@ def run_in_double(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> 
 def _grouped_product(
     a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor | None = None, bias: Any = None, out_dtype: Any = None
 ) -> torch.Tensor:
-    """``_grouped_mm`` of rows and a stack of matrices: no kernel for float64 exists."""
-    if offs is None or (a.ndim, b.ndim) != (2, 3) or bias is not None:
-        raise UnprovableError(f"aten::_grouped_mm of {a.ndim} and {b.ndim} dimensions has no form in float64")
-    ends = offs.tolist()
-    out = a.new_zeros(a.shape[0], b.shape[2])
-    for matrix, start, end in zip(b, [0, *ends], ends, strict=False):
-        out[start:end] = a[start:end] @ matrix
+    """``_grouped_mm``, which has no kernel for float64: one product for each stretch between offsets."""
+    if bias is not None:
+        raise UnprovableError("aten::_grouped_mm with a bias has no form in float64")
+    if offs is None:
+        return torch.bmm(a, b)
+    stretches = list(pairwise([0, *offs.tolist()]))
+    if a.ndim == b.ndim == 2:
+        return torch.stack([a[:, start:end] @ b[start:end] for start, end in stretches])
+    if a.ndim == 2:
+        out = a.new_zeros(a.shape[0], b.shape[2])
+        for matrix, (start, end) in zip(b, stretches, strict=True):
+            out[start:end] = a[start:end] @ matrix
+        return out
+    out = a.new_zeros(a.shape[1], b.shape[1])
+    for matrix, (start, end) in zip(a, stretches, strict=True):
+        out[:, start:end] = matrix @ b[:, start:end]
     return out
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from structprune.errors import OptionError
 from structprune.transfer.cut import Cut
 
 
@@ -51,7 +52,13 @@ class LearningCurve:
 
     @property
     def cut(self) -> Cut:
-        """The cut whose run this is, as a sweep writes it into ``about``."""
+        """The cut whose run this is, as a sweep writes it into ``about``.
+
+        Raises:
+            OptionError: The curve is of no sweep.
+        """
+        if "ratio" not in self.about or "granularity" not in self.about:
+            raise OptionError("The curve does not say how its network was pruned: sweep writes that into about.")
         return Cut(float(self.about["ratio"]), str(self.about["granularity"]))
 
     @property

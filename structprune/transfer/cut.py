@@ -18,5 +18,8 @@ class Cut(NamedTuple):
         """What tables and figures call it."""
         return "dense" if self == DENSE else f"{self.granularity} {self.ratio:g}"
 
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
+
 
 DENSE = Cut(0.0, "dense")

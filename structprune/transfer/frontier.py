@@ -110,6 +110,7 @@ class Frontier:
 
     def cost(self, cut: tuple[float, str]) -> float:
         """FLOPs of a training step, as a share of the dense network's."""
+        cut = self._known(cut)
         steps = {c: float(np.mean([x.step_flops for x in self.curves if x.cut == c])) for c in (cut, DENSE)}
         return steps[cut] / steps[DENSE]
 
@@ -183,10 +184,12 @@ class Frontier:
             ``1 - error / other's error``, and its 95 % interval over seeds.
         """
         tasks = tasks or self.tasks
+        if cut and self._known(cut).granularity != granularity:
+            raise OptionError(f"cut={cut!r} is not of granularity {granularity!r}, which is to be compared.")
         known = sorted((self.cost(c), c) for c in self._cuts_of(other))
         costs = np.log([cost for cost, _ in known])
         ours, theirs = [], []
-        for own in [cut] if cut else self._cuts_of(granularity):
+        for own in [self._known(cut)] if cut else self._cuts_of(granularity):
             if own == DENSE or self.cost(own) < known[0][0]:
                 continue
             for budget in self.budgets:
@@ -303,7 +306,7 @@ class Frontier:
         for budget in self.budgets:
             best = self.best(budget)
             interval = f"{best.interval[0]:.4f} to {best.interval[1]:.4f}"
-            rows.append(f"{scaled(budget):>12}  {best.cut!s:<16} {best.metric:>8.4f} {interval:>17} {best.dense:>8.4f}")
+            rows.append(f"{scaled(budget):>12}  {best.cut:<16} {best.metric:>8.4f} {interval:>17} {best.dense:>8.4f}")
         failed = [f"failed: {f.task}, {f.granularity} {f.ratio:g}, seed {f.seed}: {f.error}" for f in self.failures]
         return "\n".join([head, *rows, *failed])
 
@@ -317,9 +320,15 @@ class Frontier:
             found.setdefault((curve.cut, curve.task), []).append(curve)
         return found
 
+    def _known(self, cut: tuple[float, str]) -> Cut:
+        """The cut, if it was run."""
+        if isinstance(cut, Sequence) and tuple(cut) in self.cuts:
+            return Cut(*cut)
+        raise OptionError(f"cut={cut!r} was not run; there are {', '.join(map(repr, map(tuple, self.cuts)))}.")
+
     def _values(self, cut: tuple[float, str], budget: float, tasks: Sequence[str]) -> npt.NDArray[np.float64]:
         """Metrics by task (all, if none is given) and seed; NaN where there is no run."""
-        tasks = tasks or self.tasks
+        tasks, cut = tasks or self.tasks, self._known(cut)
         values = np.full((len(tasks), len(self.seeds)), np.nan)
         for row, task in enumerate(tasks):
             for curve in self._of(cut, task):

@@ -54,7 +54,7 @@ def _what(pairs: Sequence[Pair]) -> str:
     theirs = [pair.theirs["conditions"] for pair in pairs if pair.theirs]
     runs = ours + theirs
     seconds = f"{_distinct(ours, 'seconds')} s" + (
-        f" (torch-pruning, which proves nothing: {_distinct(theirs, 'seconds')} s)" if theirs else ""
+        f" (torch-pruning, without a proof: {_distinct(theirs, 'seconds')} s)" if theirs else ""
     )
 
     versions: dict[str, dict[str, None]] = {}
