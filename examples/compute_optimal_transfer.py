@@ -3,7 +3,7 @@
 Run it from the repository root; it needs scikit-learn, and matplotlib for the figures::
 
     python examples/compute_optimal_transfer.py --quick     # under 25 minutes on two cores
-    python examples/compute_optimal_transfer.py             # more pretraining, nearly three times the budget
+    python examples/compute_optimal_transfer.py             # more pretraining, four times the budget
     python examples/compute_optimal_transfer.py --docs docs # and write the page and its figures
 
 A small ResNet is pretrained on half of scikit-learn's digits and on drawn images, then pruned without data at three
@@ -140,7 +140,7 @@ def _options() -> argparse.Namespace:
         parser.error("--docs writes the page on the built-in network; --out has the results of yours")
     options.out = options.out or Path("build/transfer") / ("quick" if options.quick else "full")
     options.train = options.train or 200  # few, as when one transfers
-    options.steps = options.steps or (48 if options.quick else 128)
+    options.steps = options.steps or (32 if options.quick else 128)
     options.pretraining_steps = options.pretraining_steps or (1500 if options.quick else 3000)
     return options
 

@@ -108,6 +108,16 @@ def test_resnet50_table_has_the_planned_numbers() -> None:
     assert rows["GMACs at 224 x 224"] == [f"{n / 1e9:.3f}" for n in (plans[0].macs[0], *(p.macs[1] for p in plans))]
 
 
+def test_the_readme_counts_the_zoo_as_it_is() -> None:
+    zoo = (ROOT / "docs" / "zoo.md").read_text()
+    networks = next(line for line in zoo.splitlines() if line.startswith("| networks |")).split("|")[-2].strip()
+    table = zoo.partition("## Not right, and why")[2].partition("\n## ")[0].splitlines()
+    wrong = {tuple(line.split("|")[1:3]) for line in table if line.startswith("| ") and " model " not in line}
+    right = int(networks) - len(wrong)
+    said = " ".join((ROOT / "README.md").read_text().split())
+    assert f"has {networks} of them one by one: {right} are pruned in both granularities" in said
+
+
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     pytest.importorskip("material")
