@@ -24,7 +24,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -75,12 +75,15 @@ def main() -> None:
         run = functools.partial(
             _run, experiment=experiment, budget=budget, executor=executor, options=options, clock=clock
         )
-        rates = _chosen_rates(run, experiment.development, cuts, options.rates)
+        tried = {r: run(experiment.development, dict.fromkeys(cuts, r), range(1), "rates") for r in options.rates}
+        rates = _chosen_rates(tried, cuts)
         frontier = run(experiment.stream, rates, range(options.seeds), "stream")
 
+    octaves = _octaves(budget, options.steps)
     document = {
         "frontier": json.loads(frontier.to_json()),
         "rates": [[*cut, rate] for cut, rate in rates.items()],
+        "by_rate": {"budgets": octaves, "errors": _by_rate(tried, cuts, octaves)},
         "near": experiment.near,
         "after_the_cut": experiment.after_the_cut,
         "settings": {
@@ -120,7 +123,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the results; default build/transfer/quick or full")
     parser.add_argument("--docs", type=Path, help="write the page and its figures here")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75])
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.04, 0.08, 0.16], help="to choose from")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.04, 0.08], help="to choose from")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", type=int, help="only so many of the stream")
     parser.add_argument("--train", type=int, help="training samples of a task")
@@ -211,20 +214,24 @@ def _after_the_cut(
     return found
 
 
-def _chosen_rates(
-    run: Callable[..., Frontier], tasks: list[Task], cuts: Sequence[Cut], candidates: Sequence[float]
-) -> dict[Cut, float]:
-    """For every network the rate of the least area under its curve on the development tasks."""
-    if len(candidates) == 1:
-        return dict.fromkeys(cuts, candidates[0])
-    tried = {rate: run(tasks, dict.fromkeys(cuts, rate), range(1), "rates") for rate in candidates}
+def _chosen_rates(tried: dict[float, Frontier], cuts: Sequence[Cut]) -> dict[Cut, float]:
+    """For every network the rate of the least error on the development tasks at the end of the budget."""
     rates = {}
     for cut in cuts:
-        areas = {rate: frontier.area(cut) for rate, frontier in tried.items()}
-        rates[cut] = min(areas, key=areas.__getitem__)
-        said = ", ".join(f"{rate:g}: {area:.3f}" for rate, area in areas.items())
+        errors = {rate: frontier.metric(cut, frontier.budgets[-1]) for rate, frontier in tried.items()}
+        rates[cut] = min(errors, key=errors.__getitem__)
+        said = ", ".join(f"{rate:g}: {error:.3f}" for rate, error in errors.items())
         print(f"{cut[1]} {cut[0]:g}: learning rate {rates[cut]:g} ({said})", flush=True)
     return rates
+
+
+def _by_rate(tried: dict[float, Frontier], cuts: Sequence[Cut], budgets: Sequence[float]) -> list[tuple[Any, ...]]:
+    """What every network errs on the development tasks, at every rate and budget."""
+    return [
+        (*cut, rate, [f.metric(cut, min(b, f.budgets[-1])) for b in budgets])
+        for rate, f in tried.items()
+        for cut in cuts
+    ]
 
 
 def _run(
@@ -233,8 +240,8 @@ def _run(
 ) -> Frontier:  # fmt: skip
     """Every network with its own learning rate, on every task and seed."""
     curves, failures = [], []
-    at = [budget * 2.0**-k for k in range(math.ceil(math.log2(options.steps)), -1, -1)]
-    between = [(low * high) ** 0.5 for low, high in itertools.pairwise(at)]
+    at = _octaves(budget, options.steps)
+    between = [] if options.quick else [(low * high) ** 0.5 for low, high in itertools.pairwise(at)]
     extra: dict[str, Any] = {"device": options.device} if options.device else {}
     for (ratio, granularity), rate in rates.items():
         part = sweep(
@@ -259,6 +266,11 @@ def _run(
         failures += part.failures
         clock.lap()
     return Frontier(curves, failures)
+
+
+def _octaves(budget: float, steps: int) -> list[float]:
+    """The budget, its half, and so on down to about a step."""
+    return [budget * 2.0**-k for k in range(math.ceil(math.log2(steps)), -1, -1)]
 
 
 def _follow_quickly(model: nn.Module, task: Task) -> nn.Module:

@@ -155,9 +155,10 @@ def stream(train: int) -> list[Task]:
 
 
 def development(train: int) -> list[Task]:
-    """Two tasks to choose learning rates on, one near and one far; neither is in the stream."""
+    """Three tasks to choose learning rates on, two near and one far; none is in the stream."""
     images, labels = digits()
     return [
+        _task("other letters", glyphs(alphabet(NEW_GLYPHS, seed=17), train + TESTED, seed=18), train),
         _task("mirrored digits", (enlarged(images).flip(3), labels), train),
         _task("both shapes", shapes(SEEN_SHAPES[:3] + NEW_SHAPES[:3], train + TESTED, seed=14), train),
     ]
