@@ -38,10 +38,9 @@ from transfer import pretrained
 from transfer.network import SmallResNet
 
 import structprune
-from structprune.transfer import Frontier, Task, finetune, sweep
+from structprune.transfer import Cut, Frontier, Task, finetune, sweep
 
 GRANULARITIES = ("filter", "channel")
-Cut = tuple[float, str]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def main() -> None:
     batch = experiment.example.expand(options.batch_size, *experiment.example.shape[1:])
     dense_step = structprune.count_flops(experiment.model, batch, training=True).flops
     budget = 1.02 * dense_step * options.steps  # the optimizer's update comes on top
-    cuts = [(0.0, "dense")] + [(r, g) for g in GRANULARITIES for r in options.ratios if r]
+    cuts = [Cut(0.0, "dense")] + [Cut(r, g) for g in GRANULARITIES for r in options.ratios if r]
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as executor:
         run = functools.partial(
             _run, experiment=experiment, budget=budget, executor=executor, options=options, clock=clock
@@ -221,7 +220,7 @@ def _chosen_rates(tried: dict[float, Frontier], cuts: Sequence[Cut]) -> dict[Cut
         errors = {rate: frontier.metric(cut, frontier.budgets[-1]) for rate, frontier in tried.items()}
         rates[cut] = min(errors, key=errors.__getitem__)
         said = ", ".join(f"{rate:g}: {error:.3f}" for rate, error in errors.items())
-        print(f"{cut[1]} {cut[0]:g}: learning rate {rates[cut]:g} ({said})", flush=True)
+        print(f"{cut}: learning rate {rates[cut]:g} ({said})", flush=True)
     return rates
 
 

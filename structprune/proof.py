@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import nn
 
 from structprune.errors import PlanError, StructPruneError
 from structprune.graph.checks import check_model
-from structprune.graph.operators import Operator
 from structprune.graph.record import Record
 from structprune.graph.session import Session, follow, labels_of
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
@@ -128,7 +126,7 @@ def _compare(dense: nn.Module, pruned: nn.Module, gain: float, calls: Invocation
     model = _randomised(dense, gain)
     coupling, labels = Coupling(space), labels_of(model, space)
     try:
-        plain = follow(model, calls, Planned(space, coupling, plan, _run), labels)
+        plain = follow(model, calls, Planned(space, coupling, plan, run_in_double), labels)
     except StructPruneError:
         raise
     except Exception as error:
@@ -154,7 +152,7 @@ def _compare(dense: nn.Module, pruned: nn.Module, gain: float, calls: Invocation
     # Another number where weights make up for it: whether they do is what the outputs say.
     replay = Replay(plain, space, roots, None, present, MaskedRun(everything), any_numbers=bool(plan.gains))
     cut = _replayed(model, calls, replay, left)
-    return _verdict(_outputs(unmasked), _outputs(masked), _outputs(cut), tuple(dict.fromkeys(masked_run.mixed)))
+    return _verdict(unmasked.results, masked.results, cut.results, tuple(dict.fromkeys(masked_run.mixed)))
 
 
 def _replayed(model: nn.Module, calls: Invocations, replay: Replay, labels: dict[str, Labels]) -> Record:
@@ -192,10 +190,6 @@ def _verdict(
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest absolute difference; NaN anywhere makes it NaN."""
     return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
-
-
-def _outputs(record: Record) -> list[torch.Tensor]:
-    return record.results
 
 
 def _present(space: SliceSpace, roots: Ids, plan: Plan) -> Mask:
@@ -258,10 +252,6 @@ def _same_values(left: torch.Tensor, right: torch.Tensor) -> bool:
     if torch.equal(left, right):
         return True
     return left.shape == right.shape and bool(((left == right) | (left.isnan() & right.isnan())).all())
-
-
-def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    return run_in_double(op, args, kwargs)
 
 
 def _randomised(model: nn.Module, gain: float) -> nn.Module:

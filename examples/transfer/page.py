@@ -270,7 +270,7 @@ def _law(frontier: Frontier, unit: int) -> str:
     rows, regrets = [], []
     for granularity in sorted({c[1] for c in frontier.cuts[1:]}, reverse=True):
         law = frontier.law(granularity, upto=upto)
-        cuts = [c for c in frontier.cuts if c == DENSE or c[1] == granularity]
+        cuts = frontier.cuts_of(granularity)
         off = [law(b, 1 - c[0]) - frontier.metric(c, b) for b in later for c in cuts]
         for b in later:
             measured = {c: frontier.metric(c, b) for c in cuts}

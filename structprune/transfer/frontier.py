@@ -1,35 +1,21 @@
-"""Which ratio is best at which budget: curves of all runs side by side."""
+"""Which ratio is best at which budget, and by how much."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from structprune.errors import OptionError
 from structprune.measure.quantities import scaled
-from structprune.transfer.curve import LearningCurve
 from structprune.transfer.cut import DENSE, Cut
 from structprune.transfer.interval import Interval, interval, mean
+from structprune.transfer.runs import Runs
 from structprune.transfer.scaling import ScalingLaw
-
-_BUDGETS = 16
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run that did not succeed."""
-
-    task: str
-    ratio: float
-    granularity: str
-    seed: int
-    error: str
 
 
 @dataclass(frozen=True)
@@ -58,65 +44,12 @@ class Best:
         return Cut(self.ratio, self.granularity)
 
 
-class Frontier:
-    """The curves of a sweep. Metrics are to be small, and means over tasks give every task the same weight.
-
-    A ``Cut`` is a ratio and a granularity, such as ``(0.5, "filter")``; ``(0.0, "dense")`` is the dense network.
-
-    Attributes:
-        curves: One for each run.
-        failures: The runs that did not succeed.
-    """
-
-    def __init__(self, curves: Iterable[LearningCurve], failures: Iterable[Failure] = ()) -> None:
-        self.curves = tuple(curves)
-        self.failures = tuple(failures)
-        if not self.curves:
-            said = "; ".join(f"{f.task} {f.ratio:g} {f.granularity}: {f.error}" for f in self.failures[:3])
-            raise OptionError(f"A frontier needs at least one curve; all runs failed: {said or 'there were none'}.")
-
-    @cached_property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks, in the order of the runs."""
-        return tuple(dict.fromkeys(curve.task for curve in self.curves))
-
-    @cached_property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds."""
-        return tuple(sorted({int(curve.about["seed"]) for curve in self.curves}))
-
-    @cached_property
-    def cuts(self) -> tuple[Cut, ...]:
-        """Ratio and granularity of all networks, the dense one first."""
-        return tuple(sorted({curve.cut for curve in self.curves}))
-
-    @cached_property
-    def budgets(self) -> tuple[float, ...]:
-        """Budgets that all runs reach, log-spaced from the largest step to the least of all last points."""
-        least = max(curve.step_flops for curve in self.curves)
-        most = min(curve.points[-1].flops for curve in self.curves)
-        return tuple(np.geomspace(least, max(most, least), _BUDGETS).tolist())
-
-    def metric(
-        self, cut: tuple[float, str], budget: float, *, tasks: Sequence[str] = (), seeds: Sequence[int] = ()
-    ) -> float:
-        """The mean metric of a cut at a budget, over tasks and seeds (all, if not given)."""
-        values = self._values(cut, budget, tasks)
-        return float(mean(values[:, [self.seeds.index(s) for s in seeds]] if seeds else values))
-
-    def interval(self, cut: tuple[float, str], budget: float, *, tasks: Sequence[str] = ()) -> Interval:
-        """95 % of ``metric`` over seeds."""
-        return interval(mean(self._values(cut, budget, tasks), axis=0))
-
-    def cost(self, cut: tuple[float, str]) -> float:
-        """FLOPs of a training step, as a share of the dense network's."""
-        cut = self._known(cut)
-        steps = {c: float(np.mean([x.step_flops for x in self.curves if x.cut == c])) for c in (cut, DENSE)}
-        return steps[cut] / steps[DENSE]
+class Frontier(Runs):
+    """What the curves of a sweep say: the best cut for a budget, how much it gains, and what it is worth elsewhere."""
 
     def best(self, budget: float, *, tasks: Sequence[str] = (), granularity: str | None = None) -> Best:
         """The cut of the least mean metric at a budget, with its interval over seeds."""
-        cut = self._least(self._cuts_of(granularity), budget, tasks)
+        cut = self._least(self.cuts_of(granularity), budget, tasks)
         metric, dense = (self.metric(c, budget, tasks=tasks) for c in (cut, DENSE))
         return Best(budget, *cut, metric, self.interval(cut, budget, tasks=tasks), dense)
 
@@ -186,16 +119,16 @@ class Frontier:
         tasks = tasks or self.tasks
         if cut and self._known(cut).granularity != granularity:
             raise OptionError(f"cut={cut!r} is not of granularity {granularity!r}, which is to be compared.")
-        known = sorted((self.cost(c), c) for c in self._cuts_of(other))
+        known = sorted((self.cost(c), c) for c in self.cuts_of(other))
         costs = np.log([cost for cost, _ in known])
         ours, theirs = [], []
-        for own in [self._known(cut)] if cut else self._cuts_of(granularity):
+        for own in [self._known(cut)] if cut else self.cuts_of(granularity):
             if own == DENSE or self.cost(own) < known[0][0]:
                 continue
             for budget in self.budgets:
                 values = np.stack([self._values(c, budget, tasks) for _, c in known])
                 ours.append(self._values(own, budget, tasks))
-                theirs.append(_interpolated(np.log(self.cost(own)), costs, values))
+                theirs.append(np.apply_along_axis(partial(np.interp, np.log(self.cost(own)), costs), 0, values))
         if not ours:
             raise OptionError(f"No {granularity} network costs as much as a {other} network or more: run more ratios.")
         errors, others = (mean(mean(np.stack(x), axis=0), axis=0) for x in (ours, theirs))
@@ -206,22 +139,15 @@ class Frontier:
         self, task: str, budgets: Sequence[float], granularity: str, cut: tuple[float, str] | None, tasks: Sequence[str]
     ) -> npt.NDArray[np.float64]:
         """Relative gains on a task, by seed and budget."""
-        pruned = [c for c in self._cuts_of(granularity) if c != DENSE]
+        pruned = [c for c in self.cuts_of(granularity) if c != DENSE]
         gains = np.full((len(self.seeds), len(budgets)), np.nan)
         for row, seed in enumerate(self.seeds):
             others = [s for s in self.seeds if s != seed]
             for column, budget in enumerate(budgets):
                 chosen = cut or self._least(pruned, budget, tasks, others)
                 error, dense = (self.metric(c, budget, tasks=[task], seeds=[seed]) for c in (chosen, DENSE))
-                gains[row, column] = 1 - _share(np.array(error), np.array(dense))
+                gains[row, column] = 1 - _share(error, dense)
         return gains
-
-    def _cuts_of(self, granularity: str | None) -> list[Cut]:
-        """The dense network, and the cuts of a granularity; all, if it is ``None``."""
-        found = [c for c in self.cuts if granularity is None or c == DENSE or c[1] == granularity]
-        if not any(c != DENSE for c in found) and granularity is not None:
-            raise OptionError(f"No run has granularity {granularity!r}; there are {sorted({c[1] for c in self.cuts})}.")
-        return found
 
     def _least(self, cuts: Sequence[Cut], budget: float, tasks: Sequence[str], seeds: Sequence[int] = ()) -> Cut:
         means = {cut: self.metric(cut, budget, tasks=tasks, seeds=seeds) for cut in cuts}
@@ -247,7 +173,7 @@ class Frontier:
     def law(self, granularity: str = "filter", *, tasks: Sequence[str] = (), upto: float = math.inf) -> ScalingLaw:
         """A scaling law of error over compute and density, fitted to budgets up to ``upto``."""
         tasks = tasks or self.tasks
-        cuts = [c for c in self.cuts if c == DENSE or c[1] == granularity]
+        cuts = self.cuts_of(granularity)
         budgets = [b for b in self.budgets if b <= upto]
         rows = [(b, 1 - cut[0], self.metric(cut, b, tasks=tasks)) for cut in cuts for b in budgets]
         return ScalingLaw.fit([row for row in rows if not math.isnan(row[2])])
@@ -262,7 +188,7 @@ class Frontier:
         """
         if self.budgets[0] <= budget_flops <= self.budgets[-1]:
             return self.best(budget_flops, tasks=tasks, granularity=granularity)
-        cuts = [c for c in self._cuts_of(granularity) if c != DENSE]
+        cuts = [c for c in self.cuts_of(granularity) if c != DENSE]
         laws = {g: self.law(g, tasks=tasks) for _, g in cuts}
         first = next(iter(laws.values()))
         predicted = {c: laws[c[1]](budget_flops, 1 - c[0]) for c in cuts} | {DENSE: first(budget_flops, 1.0)}
@@ -281,24 +207,11 @@ class Frontier:
             raise OptionError("A recommendation for a task that was held out needs runs on another one.")
         lost, spread = 0.0, 0.0
         for budget in self.budgets:
-            values = {cut: self.metric(cut, budget, tasks=[held_out]) for cut in self._cuts_of(granularity)}
+            values = {cut: self.metric(cut, budget, tasks=[held_out]) for cut in self.cuts_of(granularity)}
             taken = self.recommend(budget, granularity, tasks=others)
             lost += values[taken.cut] - min(values.values())
             spread += max(values.values()) - min(values.values())
         return lost / spread if spread else 0.0
-
-    def to_json(self) -> str:
-        """All curves and failures."""
-        return json.dumps(
-            {"curves": [c.to_dict() for c in self.curves], "failures": [asdict(f) for f in self.failures]}
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> Frontier:
-        """Read what ``to_json`` wrote."""
-        document = json.loads(text)
-        curves = [LearningCurve.from_dict(c) for c in document["curves"]]
-        return cls(curves, [Failure(**f) for f in document["failures"]])
 
     def __str__(self) -> str:
         head = f"{'budget':>12}  {'best':<16} {'metric':>8} {'95 % interval':>17} {'dense':>8}"
@@ -310,43 +223,9 @@ class Frontier:
         failed = [f"failed: {f.task}, {f.granularity} {f.ratio:g}, seed {f.seed}: {f.error}" for f in self.failures]
         return "\n".join([head, *rows, *failed])
 
-    def _of(self, cut: tuple[float, str], task: str) -> list[LearningCurve]:
-        return self._by_run.get((cut, task), [])
 
-    @cached_property
-    def _by_run(self) -> dict[tuple[tuple[float, str], str], list[LearningCurve]]:
-        found: dict[tuple[tuple[float, str], str], list[LearningCurve]] = {}
-        for curve in self.curves:
-            found.setdefault((curve.cut, curve.task), []).append(curve)
-        return found
-
-    def _known(self, cut: tuple[float, str]) -> Cut:
-        """The cut, if it was run."""
-        if isinstance(cut, Sequence) and tuple(cut) in self.cuts:
-            return Cut(*cut)
-        raise OptionError(f"cut={cut!r} was not run; there are {', '.join(map(repr, map(tuple, self.cuts)))}.")
-
-    def _values(self, cut: tuple[float, str], budget: float, tasks: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Metrics by task (all, if none is given) and seed; NaN where there is no run."""
-        tasks, cut = tasks or self.tasks, self._known(cut)
-        values = np.full((len(tasks), len(self.seeds)), np.nan)
-        for row, task in enumerate(tasks):
-            for curve in self._of(cut, task):
-                values[row, self.seeds.index(int(curve.about["seed"]))] = curve.at(budget)
-        return values
-
-
-def _share(error: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _share(error: float, reference: float) -> float:
     """One error as a share of another; 1 where both are zero, NaN where only the reference is."""
-    shares = np.divide(error, reference, out=np.full(np.shape(error), np.nan), where=reference > 0)
-    return np.where((reference == 0) & (error == 0), 1.0, shares)
-
-
-def _interpolated(x: float, known: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Values along their first axis, linear between the two places that are known beside ``x``."""
-    right = min(int(np.searchsorted(known, x)), len(known) - 1)
-    left = max(right - 1, 0)
-    width = known[right] - known[left]
-    weight = (x - known[left]) / width if width else 0.0
-    between: npt.NDArray[np.float64] = values[left] * (1 - weight) + values[right] * weight
-    return between
+    if reference > 0:
+        return error / reference
+    return 1.0 if error == reference == 0 else math.nan

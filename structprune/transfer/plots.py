@@ -32,7 +32,7 @@ def plot_errors(
         mark_regime: Whether to shade the low-compute regime, up to the mean over the tasks.
     """
     budgets = frontier.budgets
-    for cut in _shown(frontier, granularity):
+    for cut in frontier.cuts_of(granularity):
         style = _style(frontier, cut)
         bands = np.array([frontier.interval(cut, b, tasks=tasks) for b in budgets])
         axes.plot(budgets, [frontier.metric(cut, b, tasks=tasks) for b in budgets], label=str(cut), **style)
@@ -57,7 +57,7 @@ def plot_stream(
         budgets: FLOPs for each task; log-spaced, if not given.
         granularity: Draw these cuts and the dense network alone.
     """
-    for cut in _shown(frontier, granularity):
+    for cut in frontier.cuts_of(granularity):
         ends = [frontier.stream(cut, budget) for budget in budgets or frontier.budgets]
         x, y = [flops[-1] for flops, _ in ends], [errors[-1] for _, errors in ends]
         axes.plot(x, y, marker="o", markersize=3, label=str(cut), **_style(frontier, cut))
@@ -73,10 +73,6 @@ def _logarithmic(axes: Any) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _shown(frontier: Frontier, granularity: str | None) -> list[Cut]:
-    return [c for c in frontier.cuts if granularity is None or c == DENSE or c[1] == granularity]
 
 
 def _style(frontier: Frontier, cut: Cut) -> dict[str, Any]:

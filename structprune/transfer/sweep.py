@@ -30,7 +30,8 @@ from structprune.plan.options import PruningOptions
 from structprune.transfer.curve import LearningCurve
 from structprune.transfer.cut import DENSE, Cut
 from structprune.transfer.finetuning import FinetuneOptions, finetune
-from structprune.transfer.frontier import Failure, Frontier
+from structprune.transfer.frontier import Frontier
+from structprune.transfer.runs import Failure
 from structprune.transfer.task import Task
 
 _log = logging.getLogger("structprune")
