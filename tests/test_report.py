@@ -362,6 +362,11 @@ def test_pickles_of_other_kinds_run_nothing(protocol: int, tmp_path: Path, capsy
     code, _, err = run(capsys, path, *QUICK)
     assert (code, marker.exists()) == (2, False)
     assert "cannot be opened safely" in err
+    path.write_text("hello\n")
+    code, _, err = run(capsys, path, *QUICK)
+    assert code == 2 and "cannot be opened safely (KeyError: 101). Expected a file of torch.save" in " ".join(
+        err.split()
+    )
 
 
 @pytest.mark.parametrize(

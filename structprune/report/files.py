@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from structprune import StructPruneError, demo
+from structprune.meta.forward import brief
 from structprune.report.exports import refused_in_export, repacked
 from structprune.report.pickles import allowed_objects, look_here, read_pickle
 
@@ -68,7 +69,7 @@ def load_model(path: Path, architecture: str | None, trust: Trust) -> Loaded:
     except FileError:
         raise
     except Exception as error:
-        raise FileError(f"{path}: cannot be read ({type(error).__name__}: {_first_line(error)}).") from error
+        raise FileError(f"{path}: cannot be read ({brief(error)}).") from error
 
 
 def _load(path: Path, architecture: str | None, trust: Trust) -> Loaded:
@@ -154,7 +155,7 @@ def _load_saved(path: Path, architecture: str | None, trust: Trust) -> Loaded:
         try:
             value = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise FileError(f"{path}: cannot be read ({_first_line(error)}).") from error
+            raise FileError(f"{path}: cannot be read ({brief(error)}).") from error
     return _model_or_state(value, architecture, path)
 
 
@@ -222,7 +223,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         state: dict[str, torch.Tensor] = load_file(path)
     except Exception as error:
-        raise FileError(f"{path}: cannot be read ({_first_line(error)}).") from error
+        raise FileError(f"{path}: cannot be read ({brief(error)}).") from error
     return state
 
 
@@ -236,7 +237,7 @@ def _load_script(path: Path, trust: Trust) -> Loaded:
     try:
         script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
-        raise FileError(f"{path}: cannot be read as TorchScript ({_first_line(error)}).") from error
+        raise FileError(f"{path}: cannot be read as TorchScript ({brief(error)}).") from error
     return Loaded(script, None, "TorchScript")
 
 
@@ -252,7 +253,7 @@ def _load_exported(path: Path, trust: Trust) -> Loaded:
             program = torch.export.load(str(path) if trust.everything else repacked(path))
             model = program.module()
         except Exception as error:
-            raise FileError(f"{path}: cannot be read as an exported program ({_first_line(error)}).") from error
+            raise FileError(f"{path}: cannot be read as an exported program ({brief(error)}).") from error
     args, kwargs = program.example_inputs or ((), {})
     if kwargs:
         return Loaded(model, (lambda m: m(*args, **kwargs)) if args else dict(kwargs), "exported program")
@@ -265,14 +266,10 @@ def _load_other(path: Path, architecture: str | None, trust: Trust) -> Loaded:
         value = torch.load(path, map_location="cpu", weights_only=not trust.everything)
     except Exception as error:
         raise FileError(
-            f"{path}: cannot be opened safely ({_first_line(error)}). Expected a file of torch.save, torch.export.save "
+            f"{path}: cannot be opened safely ({brief(error)}). Expected a file of torch.save, torch.export.save "
             "or torch.jit.save, or .safetensors. An old one that you trust opens with --trust."
         ) from error
     return _model_or_state(value, architecture, path)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def shapes_of(given: Sequence[str]) -> tuple[torch.Tensor, ...]:
