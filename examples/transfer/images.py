@@ -118,7 +118,7 @@ def pairs(count: int, seed: int) -> Labelled:
 def pretraining(samples: int) -> Labelled:
     """Digits 0 to 4, shapes, textures and glyphs: ``(n, 1, 16, 16)`` in [-1, 1].
 
-    Glyphs are nearly all of it: with few classes of easy images most channels have nothing to do, and what is taken
+    Glyphs are most of it: with few classes of easy images most channels have nothing to do, and what is taken
     away costs nothing, which is not so in networks that people transfer from.
 
     Args:
