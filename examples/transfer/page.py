@@ -115,9 +115,9 @@ def _low_compute(frontier: Frontier, unit: int) -> str:
     if at_once and others:
         gain, band = frontier.improvement("filter", tasks=others)
         why = (
-            f"\n\nOn {', '.join(at_once)} the dense network is past the regime after its first step: one budget is all of\n"
-            f"it, and a pruned network, which must find again what the cut took, has little to gain. Over the other tasks\n"
-            f"it is {gain:.0%} ({_percent(band)})."
+            f"\n\nOn {' and '.join(at_once)} the dense network is past the regime after its first step: a pruned\n"
+            f"network, which must first find again what the cut took, has one budget to gain at. On the others it makes\n"
+            f"{gain:.0%} fewer errors ({_percent(band)})."
         )
     return f"""## The low-compute regime
 
