@@ -116,8 +116,8 @@ def _low_compute(frontier: Frontier, unit: int) -> str:
         gain, band = frontier.improvement("filter", tasks=others)
         why = (
             f"\n\nOn {' and '.join(at_once)} the dense network is past the regime after its first step: a pruned\n"
-            f"network, which must first find again what the cut took, has one budget to gain at. On the others it makes\n"
-            f"{gain:.0%} fewer errors ({_percent(band)})."
+            f"network, which must first find again what the cut took, has one budget to gain at. On the others\n"
+            f"it makes {gain:.0%} fewer errors ({_percent(band)})."
         )
     return f"""## The low-compute regime
 
