@@ -18,6 +18,9 @@ __all__ = [
 ]
 
 
+_LONGEST = 300
+
+
 class StructPruneError(Exception):
     """Base of every error that structprune raises on purpose."""
 
@@ -58,3 +61,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence on an unknown name: ", did you mean …?" with the nearest ones, or a full stop."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f", did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
+
+
+def brief(error: BaseException) -> str:
+    """Another library's error within a message of ours: its type and first line."""
+    text = str(error).strip().split("\n")[0].rstrip(".")
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.errors import InputError, ModelError, OptionError
+from structprune.errors import InputError, ModelError, OptionError, brief
 from structprune.inputs import read_inputs
-from structprune.meta.forward import brief
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from structprune.checkpoint.contents import DIGEST, Digest, read_json
 from structprune.checkpoint.writing import DTYPES, Entry
-from structprune.errors import CheckpointError
+from structprune.errors import CheckpointError, brief
 
 INDEX = ".safetensors.index.json"
 _LARGEST_INDEX = 100_000_000
@@ -67,7 +67,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         except CheckpointError:
             raise
         except Exception as error:
-            raise CheckpointError(f"{file} cannot be read as safetensors ({_brief(error)}).") from error
+            raise CheckpointError(f"{file} cannot be read as safetensors ({brief(error)}).") from error
         if DIGEST in self.metadata[file]:
             self._digests[file] = Digest()
 
@@ -87,7 +87,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         except CheckpointError:
             raise
         except Exception as error:
-            raise CheckpointError(f"{file}: {name} cannot be read ({_brief(error)}).") from error
+            raise CheckpointError(f"{file}: {name} cannot be read ({brief(error)}).") from error
         entry = self.entries[name]
         if (tensor.dtype, tuple(tensor.shape)) != (entry.dtype, entry.shape):
             raise CheckpointError(f"{file} was changed while it was read.")
@@ -150,7 +150,3 @@ def _weight_map(index: Path) -> dict[str, Path]:
                 f"{index} puts {name!r:.200} into {file!r:.200}: expected a .safetensors file beside it."
             )
     return {name: index.parent / file for name, file in found.items()}
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:300]

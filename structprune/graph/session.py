@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.errors import InputError, StructPruneError
+from structprune.errors import InputError, StructPruneError, brief
 from structprune.graph.discovery import Decisions, Discovery, Readings
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.outputs import output_tensors
@@ -19,7 +19,7 @@ from structprune.graph.slices import Coupling, Labels, SliceSpace
 from structprune.graph.tracer import Observer, Tracer
 from structprune.inputs import Invocations, infer_inputs, read_inputs
 from structprune.meta.caches import caches_restored, empty_caches
-from structprune.meta.forward import brief, not_inferred, reads_values, running, way_on
+from structprune.meta.forward import not_inferred, reads_values, running, way_on
 from structprune.meta.replica import duplicate, like_parameter, meta_replica, named_tensors, to_meta
 from structprune.meta.run import run_on_meta
 

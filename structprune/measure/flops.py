@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from structprune.errors import InputError, ModelError
+from structprune.errors import InputError, ModelError, brief
 from structprune.inputs import Invocations, infer_inputs, read_inputs
 from structprune.measure.counting import CountingMode, Tally, counting_modules
 from structprune.measure.quantities import scaled
 from structprune.meta.caches import caches_restored
 from structprune.meta.formulas import nbytes
-from structprune.meta.forward import ConstantsSeen, brief, not_inferred, running, way_on
+from structprune.meta.forward import ConstantsSeen, not_inferred, running, way_on
 from structprune.meta.replica import meta_replica, to_meta
 
 

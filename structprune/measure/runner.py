@@ -14,10 +14,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 from typing_extensions import TypedDict
 
-from structprune.errors import InputError, OptionError
+from structprune.errors import InputError, OptionError, brief
 from structprune.inputs import Invocation, Invocations
 from structprune.measure.machine import device_name
-from structprune.meta.forward import brief
 from structprune.meta.replica import duplicate, like_parameter
 
 _WARM_UP_SECONDS = 0.3

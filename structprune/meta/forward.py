@@ -19,8 +19,6 @@ from torch.overrides import TorchFunctionMode
 
 from structprune.meta.replica import walk
 
-_LONGEST = 300
-
 
 @contextmanager
 def running(model: nn.Module, training: bool) -> Iterator[None]:
@@ -115,14 +113,6 @@ def collection_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def brief(error: BaseException) -> str:
-    """The error's type and first line."""
-    text = str(error).strip().split("\n")[0].rstrip(".")
-    if len(text) > _LONGEST:
-        text = text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def reads_values(error: BaseException) -> bool:

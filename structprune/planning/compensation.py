@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from structprune.errors import InputError, ModelError, StructPruneError
+from structprune.errors import InputError, ModelError, StructPruneError, brief
 from structprune.graph.record import Node, Record
 from structprune.graph.session import follow, has_values, labels_of
 from structprune.graph.slices import Coupling, Ids, SliceSpace
 from structprune.inputs import Invocations, read_inputs
-from structprune.meta.forward import brief
 from structprune.plan.plan import Plan
 from structprune.planning.moments import BATCH_NORMS, QUANTILES, MomentReader, Moments
 from structprune.surgery.cut import Vector

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from structprune import StructPruneError, demo
-from structprune.meta.forward import brief
+from structprune.errors import brief
 from structprune.report.exports import refused_in_export, repacked
 from structprune.report.pickles import allowed_objects, look_here, read_pickle
 
