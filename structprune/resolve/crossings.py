@@ -87,19 +87,30 @@ def across(node: Node, marks: Sequence[Marks], *, checks: bool) -> Sequence[Mark
 
 def uniform(marks: Marks) -> torch.Tensor:
     """One mark, where all entries have the same."""
-    if marks is None or not bool(marks.amin() == marks.amax()) or not bool(marks.amin()):
+    if marks is None:
         raise UnfitError
-    return marks.amin()
+    low, high = distinct(marks).aminmax()
+    if not bool(low == high) or not bool(low):
+        raise UnfitError
+    return low
+
+
+def distinct(marks: torch.Tensor) -> torch.Tensor:
+    """Marks without what repeats them: most are expanded, a row's mark over all positions of an activation."""
+    return marks[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in marks.stride())]
 
 
 def _moved(c: Crossing) -> Sequence[Marks]:
     """The operator itself, on marks."""
-    by_tensor = {
-        id(t): torch.zeros(t.shape) if m is None else m.contiguous()
-        for t, m in zip(c.asked.tensors, c.marks, strict=True)
-    }
+    by_tensor = {id(t): torch.zeros(t.shape) if m is None else m for t, m in zip(c.asked.tensors, c.marks, strict=True)}
     arguments = tree_map_only(torch.Tensor, lambda t: by_tensor[id(t)], c.asked.arguments)
     return tensors_of(c.asked.operator.func(**arguments))
+
+
+def _viewed(c: Crossing) -> Sequence[Marks]:
+    """Another shape, in which marks stay expanded where they can."""
+    marked = c.marks[0]
+    return [None if marked is None else marked.reshape(c.node.outputs[0].shape)]
 
 
 def _same(c: Crossing) -> Sequence[Marks]:
@@ -151,7 +162,8 @@ def _affine(c: Crossing) -> Sequence[Marks]:
 
 def _columns(weight: torch.Tensor) -> torch.Tensor:
     """The marks of a transposed weight, which are those of its columns as a whole."""
-    if not torch.equal(weight, weight[:1].expand_as(weight)):
+    rows = distinct(weight)
+    if not torch.equal(rows, rows[:1].expand_as(rows)):
         raise UnfitError
     return weight[0]
 
@@ -161,7 +173,8 @@ def _convolved(c: Crossing) -> Sequence[Marks]:
     if c.of("input") is not None or weight is None or c.asked.arguments.get("transposed"):
         raise UnfitError
     rows = weight.flatten(1)[:, 0]
-    if not torch.equal(weight, rows.reshape(-1, *[1] * (weight.ndim - 1)).expand_as(weight)):
+    own = distinct(weight)
+    if not torch.equal(own, rows[: len(own)].reshape(-1, *[1] * (weight.ndim - 1)).expand_as(own)):
         raise UnfitError
     c.check_added("bias", rows)
     return [c.filled(rows.reshape(1, -1, *[1] * (weight.ndim - 2)))]
@@ -187,7 +200,8 @@ MOVES = frozenset(
 _POOLS = ("amax", "amin", "max", "mean", "sum", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d")
 CROSSINGS: dict[str, Callable[[Crossing], Sequence[Marks]]] = {
     **dict.fromkeys(MOVES, _moved),
-    **dict.fromkeys(("aten::neg", "aten::relu", "aten::_to_copy"), _same),
+    **dict.fromkeys(("aten::_unsafe_view", "aten::reshape", "aten::view"), _viewed),
+    **{f"aten::{name}": _same for name in ("_to_copy", "alias", "clone", "detach", "neg", "relu")},
     **{f"aten::{name}": _pooled for name in _POOLS},
     **dict.fromkeys(("aten::mul", "aten::div"), _scaled),
     **dict.fromkeys(("aten::add", "aten::sub"), _added),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from heapq import heappop, heappush
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from structprune.resolve.crossings import (
     UnfitError,
     Unmarked,
     across,
+    distinct,
     uniform,
 )
 from structprune.resolve.replay import Mismatch
@@ -50,13 +52,16 @@ def absorbed(record: Record, mismatches: Iterable[Mismatch], narrower: Collectio
     """
     mismatches = list(mismatches)
     ratios = {m.node.index: ratio for m in mismatches if (ratio := _ratio(m)) is not None}
+    if not ratios:
+        return [], {}
+    readers = Readers(record)
     gains, done = Gains(), set[int]()
     for node in [m.node for m in mismatches if m.node.index in ratios]:
         if node.index in done:
             continue
         alike = {n for n, ratio in ratios.items() if math.isclose(ratio, ratios[node.index], rel_tol=1e-12)}
         try:
-            rows, ends = _rows_behind(record, node, alike)
+            rows, ends = _rows_behind(readers, node, alike)
         except UnfitError:
             continue
         if node.index in ends and rows.keys() <= set(narrower):
@@ -80,23 +85,78 @@ def _ratio(mismatch: Mismatch) -> float | None:
     return dense / cut if cut and 0 < dense / cut < math.inf else None
 
 
-def _rows_behind(record: Record, node: Node, numbers: set[int]) -> tuple[dict[str, torch.Tensor], set[int]]:
-    """The rows that what is multiplied at a node comes from, and the numbers at which all of them end."""
-    weight, target = _weight_behind(record, node.sources[0])
-    places = torch.arange(1.0, len(_tensor_of(record, weight)) + 1)
-    reached = _flow(record, {weight: places}, upto=target[0]).get(target)
-    if reached is None or not bool(reached.all()):
+class Readers:
+    """What reads what in a record: marks go from reader to reader, past the thousands of operators that have none.
+
+    Attributes:
+        record: The record.
+        of: The nodes that read a node, in order.
+        leaves: The nodes of parameters and buffers, by name.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.of: dict[int, list[int]] = {}
+        self.leaves: dict[str, int] = {}
+        # What was read though no operator made it: the reader, the leaf, and where its numbers lie.
+        self._unmade: list[tuple[int, int, int]] = []
+        for node in record.nodes:
+            if node.is_leaf and node.op.startswith(_PARAMETER):
+                self.leaves[node.op.removeprefix(_PARAMETER)] = node.index
+            for position, (source, _) in enumerate(node.sources):
+                self.of.setdefault(source, []).append(node.index)
+                if record.nodes[source].is_leaf and node.asked is not None:
+                    self._unmade.append((node.index, source, _memory(node.asked.tensors[position])))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A parameter as an operator reads it, which has rows of floating-point numbers."""
+        leaf = self.leaves.get(name, -1)
+        for node in map(self.record.nodes.__getitem__, self.of.get(leaf, ())):
+            if node.asked is not None:
+                tensor = node.asked.tensors[[source for source, _ in node.sources].index(leaf)]
+                if not tensor.ndim or not tensor.is_floating_point():
+                    raise UnfitError
+                return tensor
         raise UnfitError
-    rows = {weight: torch.isin(places, reached).float()}
+
+    def check_known(self, found: Mapping[Source, torch.Tensor], memory: Mapping[int, int], upto: int | None) -> None:
+        """A tensor that no operator made may still be one that is marked: ``.data`` and subclasses share its memory.
+
+        Args:
+            found: The marks.
+            memory: Where marked numbers lie, with the node that put them there.
+            upto: The last node that matters.
+        """
+        for node, leaf, where in self._unmade:
+            if upto is not None and node > upto:
+                return
+            if (leaf, 0) not in found and memory.get(where, node) < node:
+                raise UnfitError
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    where: int = tensor.untyped_storage()._cdata
+    return where
+
+
+def _rows_behind(readers: Readers, node: Node, numbers: set[int]) -> tuple[dict[str, torch.Tensor], set[int]]:
+    """The rows that what is multiplied at a node comes from, and the numbers at which all of them end."""
+    record = readers.record
+    weight, target = _weight_behind(record, node.sources[0])
+    places = torch.arange(1.0, len(readers.tensor(weight)) + 1)
+    reached = _flow(readers, {weight: places}, upto=target[0]).get(target)
+    if reached is None or not bool(distinct(reached).all()):
+        raise UnfitError
+    rows = {weight: torch.isin(places, distinct(reached)).float()}
     while True:
         try:
-            marks = _flow(record, rows, numbers=numbers)
+            marks = _flow(readers, rows, numbers=numbers)
         except Unmarked as missing:
             name = record.nodes[missing.source[0]].op
             if not name.startswith(_PARAMETER) or name.removeprefix(_PARAMETER) in rows:
                 raise UnfitError from None
             rows[name.removeprefix(_PARAMETER)] = _of_vector(
-                missing.marks, _tensor_of(record, name.removeprefix(_PARAMETER))
+                missing.marks, readers.tensor(name.removeprefix(_PARAMETER))
             )
             continue
         if any(source in marks for source in record.returned):
@@ -105,42 +165,46 @@ def _rows_behind(record: Record, node: Node, numbers: set[int]) -> tuple[dict[st
 
 
 def _flow(
-    record: Record, rows: Mapping[str, torch.Tensor], *, upto: int | None = None, numbers: Collection[int] = ()
+    readers: Readers, rows: Mapping[str, torch.Tensor], *, upto: int | None = None, numbers: Collection[int] = ()
 ) -> dict[Source, torch.Tensor]:
     """The marks of every tensor, from rows of parameters on; a number at which they end is output -1 of its node.
 
     With ``upto`` it only guesses: it stops there, what is added need not be marked, and marks say which row it was.
     """
     found: dict[Source, torch.Tensor] = {}
-    memory: set[int] = set()
-    for node in record.nodes[: None if upto is None else upto + 1]:
-        if node.is_leaf:
-            marked = rows.get(node.op.removeprefix(_PARAMETER))
-            if marked is not None:
-                shape = _tensor_of(record, node.op.removeprefix(_PARAMETER)).shape
-                found[node.index, 0] = marked.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-            continue
-        _check_known(record, node, found, memory)
+    memory: dict[int, int] = {}
+    waiting: list[int] = []
+
+    def mark(source: Source, marked: torch.Tensor) -> None:
+        found[source] = marked
+        for reader in readers.of.get(source[0], ()):
+            heappush(waiting, reader)
+
+    for name, marked in rows.items():
+        shape = readers.tensor(name).shape
+        mark((readers.leaves[name], 0), marked.reshape(-1, *[1] * (len(shape) - 1)).expand(shape))
+    done = -1
+    while waiting:
+        index = heappop(waiting)
+        if index == done:
+            continue  # it reads several tensors that are marked
+        done = index
+        if upto is not None and index > upto:
+            break
+        node = readers.record.nodes[index]
         marks = [found.get(source) for source in node.sources]
         if all(m is None for m in marks):
             continue
-        if node.index in numbers:
-            found[node.index, -1] = uniform(marks[0])
+        if index in numbers:
+            found[index, -1] = uniform(marks[0])
             continue
         for output, out in enumerate(across(node, marks, checks=upto is None)):
-            if out is not None and bool(out.any()):
-                found[node.index, output] = out
-                memory |= {t.untyped_storage()._cdata for t in tensors_of(node.asked.out)} if node.asked else set()
+            if out is not None and bool(distinct(out).any()):
+                mark((index, output), out)
+                for tensor in tensors_of(node.asked.out) if node.asked else ():
+                    memory.setdefault(_memory(tensor), index)
+    readers.check_known(found, memory, upto)
     return found
-
-
-def _check_known(record: Record, node: Node, found: Mapping[Source, torch.Tensor], memory: set[int]) -> None:
-    """A tensor that no operator made may still be one that is marked: ``.data`` and subclasses share its memory."""
-    if not memory or node.asked is None:
-        return
-    for tensor, source in zip(node.asked.tensors, node.sources, strict=True):
-        if source not in found and record.nodes[source[0]].is_leaf and tensor.untyped_storage()._cdata in memory:
-            raise UnfitError
 
 
 def _weight_behind(record: Record, source: Source) -> tuple[str, Source]:
@@ -170,18 +234,6 @@ def _parameter(record: Record, source: Source) -> str:
             raise UnfitError
         node = record.nodes[node.sources[0][0]]
     return node.op.removeprefix(_PARAMETER)
-
-
-def _tensor_of(record: Record, name: str) -> torch.Tensor:
-    """A parameter as an operator reads it, which has rows of floating-point numbers."""
-    for node in record.nodes:
-        for position, (source, _) in enumerate(node.sources):
-            if record.nodes[source].op == _PARAMETER + name and node.asked is not None:
-                tensor = node.asked.tensors[position]
-                if not tensor.ndim or not tensor.is_floating_point():
-                    raise UnfitError
-                return tensor
-    raise UnfitError
 
 
 def _of_vector(marks: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
