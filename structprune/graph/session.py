@@ -118,10 +118,10 @@ class Session:
             records = [relabel(self._recorded[o.record.training], o, labels) for o in observers]
         return space, coupling, records
 
-    def follow(self, model: nn.Module, observer: Observer, labels: dict[str, Labels]) -> Record:
+    def follow(self, model: nn.Module, observer: Observer, labels: dict[str, Labels], *, spoil: bool = False) -> Record:
         """Run one mode of a (dense or cut) replica under an observer."""
         self._mode = observer.record.training
-        return follow(model, self.calls[self._mode], observer, labels)
+        return follow(model, self.calls[self._mode], observer, labels, spoil=spoil)
 
     def _settle(self, candidates: Iterable[Invocations], given: bool) -> None:
         """Take the first inputs that run in both modes, else the first that run in evaluation."""
@@ -177,10 +177,16 @@ def labels_of(model: nn.Module, space: SliceSpace) -> dict[str, Labels]:
     return {name: space.add_tensor(name, tensor.shape) for name, tensor in named_tensors(model).items()}
 
 
-def follow(model: nn.Module, calls: Invocations, observer: Observer, labels: dict[str, Labels]) -> Record:
-    """Run calls of a model under an observer and return the record, its outputs frozen."""
-    # A forward may change what a model holds (caches, counters, statistics): every run gets its own.
-    model = duplicate(model, _own, lambda tensor: tensor.detach().clone())
+def follow(
+    model: nn.Module, calls: Invocations, observer: Observer, labels: dict[str, Labels], *, spoil: bool = False
+) -> Record:
+    """Run calls of a model under an observer and return the record, its outputs frozen.
+
+    A forward may change what a model holds (caches, counters, statistics): it runs in a copy, unless ``spoil`` says
+    that the model is not needed any more.
+    """
+    if not spoil:
+        model = duplicate(model, _own, lambda tensor: tensor.detach().clone())
     tracer = Tracer(observer)
     record = observer.record
     for name, tensor in named_tensors(model).items():

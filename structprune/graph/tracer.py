@@ -20,7 +20,7 @@ from structprune.graph.record import Asked, Node, Output, Record, Value
 from structprune.graph.slices import Ids, Labels
 from structprune.meta.formulas import is_counted, operator_flops
 from structprune.meta.forward import ConstantsSeen, module_paths
-from structprune.meta.signature import tensors_of
+from structprune.meta.signature import tensors_among, tensors_of
 
 _OURS = str(Path(__file__).parent.parent)
 # Values this small are kept, so that a constant computed from a size can be compared with another.
@@ -100,7 +100,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         op = operator(func)
         arguments = dict(zip(op.parameters, args, strict=False))
         arguments.update(kwargs)
-        tensors = [t for a in arguments.values() for t in tensors_of(a)]
+        tensors = tensors_among(arguments.values())
         values = [self._value(t) for t in tensors]
         node = Node(
             len(self._nodes),

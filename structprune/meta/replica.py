@@ -129,9 +129,9 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         for key, item in value.items():
             made[_copied(key, memo)] = _copied(item, memo)
         return made
-    if kind is tuple and all(type(item) in _ATOMIC for item in value):
+    if kind is tuple and _ATOMIC.issuperset(map(type, value)):
         return value
-    if kind is set and all(type(item) in _ATOMIC for item in value):
+    if kind is set and _ATOMIC.issuperset(map(type, value)):
         return memo.setdefault(id(value), set(value))
     return copy.deepcopy(value, memo)
 
@@ -182,6 +182,8 @@ def _is_plain(kind: type[nn.Module]) -> bool:
 
 def _check_nothing_shared(modules: list[tuple[str, nn.Module]], copied: nn.Module) -> None:
     """A module whose ``__deepcopy__`` returns itself would be cut with the copy."""
+    if all(_is_plain(type(module)) for _, module in modules):
+        return
     own = {id(module) for _, module in modules}
     for path, module in walk(copied):
         if id(module) in own:

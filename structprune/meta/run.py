@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from structprune.meta.shapes import IN_PLACE_SHAPERS, SHAPERS
-from structprune.meta.signature import Signature, tensors_of
+from structprune.meta.signature import Signature, tensors_among
 
 _FACTORIES = frozenset(
     f"aten::{name}"
@@ -26,14 +26,14 @@ def run_on_meta(op: Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> A
     Position ids, masks and counters are integers: they stay on the CPU, so that code which reads
     them (``.item()``, indexing, branches) works. Where they meet a meta tensor they become meta.
     """
-    tensors = [t for a in (*args, *kwargs.values()) for t in tensors_of(a)]
+    tensors = tensors_among((*args, *kwargs.values()))
     if not any(t.is_meta for t in tensors):
         if op.name in _FACTORIES and _asks_for_meta(kwargs) and _is_integer(op, args, kwargs):
             kwargs = {**kwargs, "device": torch.device("cpu")}
         return op.func(*args, **kwargs)
     if not all(t.is_meta for t in tensors):
         args, kwargs = [_as_meta(a) for a in args], {k: _as_meta(v) for k, v in kwargs.items()}
-        tensors = [t for a in (*args, *kwargs.values()) for t in tensors_of(a)]
+        tensors = tensors_among((*args, *kwargs.values()))
     out = None
     if all(t.is_meta for t in tensors):
         shaper = (IN_PLACE_SHAPERS if op.in_place else SHAPERS).get(op.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -175,8 +175,8 @@ class Plan:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "index_sets": [list(s) for s in sets],
             "kept": kept,
-            "attributes": [asdict(a) for a in self.attributes],
-            "groups": [asdict(g) for g in self.groups],
+            "attributes": [schema.columns(a) for a in self.attributes],
+            "groups": [schema.columns(g) for g in self.groups],
             "notes": self.notes,
             "shifts": {name: list(shift) for name, shift in self.shifts.items()},
             "scales": {name: list(scale) for name, scale in self.scales.items()},

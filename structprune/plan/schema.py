@@ -6,11 +6,15 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from structprune.errors import PlanError
 from structprune.surgery.cut import AttributeChange
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT = "structprune.plan"
 VERSION = 1
@@ -21,6 +25,11 @@ def sealed(document: Mapping[str, Any]) -> str:
     """A document as JSON text, with a checksum of itself: an accident on the way would be read as another cut."""
     text = json.dumps(document)
     return f'{text[:-1]}, "checksum": "{_digest(text)}"}}'
+
+
+def columns(row: DataclassInstance) -> dict[str, Any]:
+    """The fields of a dataclass that holds no other: ``asdict`` takes ten times as long for its copies."""
+    return {f.name: getattr(row, f.name) for f in fields(row)}
 
 
 def read_document(text: str) -> dict[str, Any]:

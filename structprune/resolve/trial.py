@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from structprune.graph.groups import DependencyGraph
@@ -42,7 +41,6 @@ class Trial:
 
 def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask) -> Trial:
     """Run the cut replica in the modes of the session, until one fails, and compare it with the dense network."""
-    replica = cut_copy(session.replica, cut)
     labels: dict[str, Labels] = {
         name: tuple(axis.ids[present[axis.ids]] for axis in axes) for name, axes in graph.space.by_tensor.items()
     }
@@ -55,7 +53,7 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
         # To watch every function costs time: only where tensors are split, or where it turns out to be needed.
         splits = any(node.choices for node in dense.nodes)
         for within in (Foreseen,) if splits else (nullcontext, Foreseen):
-            replay, record, error = _attempt(session, replica, graph, dense, labels, present, within)
+            replay, record, error = _attempt(session, cut, graph, dense, labels, present, within)
             if error is None:
                 break
         if error is not None:
@@ -79,7 +77,7 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
 
 def _attempt(
     session: Session,
-    replica: nn.Module,
+    cut: Cut,
     graph: DependencyGraph,
     dense: Record,
     labels: dict[str, Labels],
@@ -88,9 +86,10 @@ def _attempt(
 ) -> tuple[Replay, Record | None, Exception | None]:
     """Run one mode; what was found, and the error of the model's own code, if it failed."""
     replay = Replay(dense, graph.space, graph.roots, graph.stuck, present, _on_meta)
+    replica = cut_copy(session.replica, cut)
     try:
         with within(replay):
-            record = session.follow(replica, replay, labels)
+            record = session.follow(replica, replay, labels, spoil=True)
         replay.end()
         return replay, record, None
     except DivergenceError:

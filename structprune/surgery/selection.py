@@ -17,7 +17,8 @@ def sliced(tensor: torch.Tensor, kept: Mapping[int, Ids]) -> torch.Tensor:
     out = tensor.detach()
     if not kept:
         return out.clone()
-    out = _selected(out, kept)
+    # Without values there is nothing to select, and PyTorch takes long to do it.
+    out = out.new_empty(_shape_left(out, kept)) if out.is_meta else _selected(out, kept)
     for memory_format in (torch.channels_last, torch.channels_last_3d):
         rank = 4 if memory_format is torch.channels_last else 5
         if tensor.ndim == rank and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=memory_format):
@@ -36,12 +37,15 @@ def _selected(tensor: torch.Tensor, kept: Mapping[int, Ids]) -> torch.Tensor:
             out = out.index_select(dim, torch.from_numpy(others).to(out.device))
         return out
 
-    if not rest or tensor.numel() <= _STRETCH or tensor.is_meta:
+    if not rest or tensor.numel() <= _STRETCH:
         return select(rows)
-    shape = [len(kept[d]) if d in kept else size for d, size in enumerate(tensor.shape)]
-    out = tensor.new_empty(shape)
+    out = tensor.new_empty(_shape_left(tensor, kept))
     step = max(1, _STRETCH * tensor.shape[first] // tensor.numel())
     for start in range(0, len(rows), step):
         part = select(rows[start : start + step])
         out.narrow(first, start, part.shape[first]).copy_(part)
     return out
+
+
+def _shape_left(tensor: torch.Tensor, kept: Mapping[int, Ids]) -> list[int]:
+    return [len(kept[dim]) if dim in kept else size for dim, size in enumerate(tensor.shape)]
