@@ -24,7 +24,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -36,11 +36,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from transfer import pretrained
 from transfer.network import SmallResNet
+from transfer.rates import chosen, composed, error, needed
 
 import structprune
-from structprune.transfer import Cut, Frontier, Task, finetune, sweep
+from structprune.transfer import Cut, Failure, Frontier, LearningCurve, Task, finetune, sweep
 
 GRANULARITIES = ("filter", "channel")
+_DEVELOPMENT_SEEDS = 2
+_PRETRAINING_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -70,25 +73,35 @@ def main() -> None:
     dense_step = structprune.count_flops(experiment.model, batch, training=True).flops
     budget = 1.02 * dense_step * options.steps  # the optimizer's update comes on top
     cuts = [Cut(0.0, "dense")] + [Cut(r, g) for g in GRANULARITIES for r in options.ratios if r]
+    octaves = [budget * 2.0**-k for k in range(math.ceil(math.log2(options.steps)), -1, -1)]
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as executor:
-        run = functools.partial(
-            _run, experiment=experiment, budget=budget, executor=executor, options=options, clock=clock
-        )
-        tried = {r: run(experiment.development, dict.fromkeys(cuts, r), range(1), "rates") for r in options.rates}
-        rates = _chosen_rates(tried, cuts)
-        frontier = run(experiment.stream, rates, range(options.seeds), "stream")
+        run = functools.partial(_run, experiment=experiment, octaves=octaves, executor=executor, options=options)
+        # The seeds of the development runs are none of the stream's.
+        seeds = range(options.seeds, options.seeds + _DEVELOPMENT_SEEDS)
+        tried: dict[float, Frontier] = {}
+        for rate in options.rates:
+            tried[rate] = _joined(run(experiment.development, cut, rate, budget, seeds, "rates") for cut in cuts)
+            clock.lap()
+        rates = chosen(tried, cuts, octaves)
+        runs: dict[Cut, dict[float, Frontier]] = {cut: {} for cut in cuts}
+        for cut, rate, most in needed(rates, octaves):
+            runs[cut][rate] = run(experiment.stream, cut, rate, most, range(options.seeds), "stream")
+            clock.lap()
+    frontier = _composed(runs, rates, octaves)
 
-    octaves = _octaves(budget, options.steps)
     document = {
         "frontier": json.loads(frontier.to_json()),
-        "rates": [[*cut, rate] for cut, rate in rates.items()],
-        "by_rate": {"budgets": octaves, "errors": _by_rate(tried, cuts, octaves)},
+        "budgets": octaves,
+        "rates": [[*cut, own] for cut, own in rates.items()],
+        "tried": [[*cut, r, [error(_of(f, cut), b) for b in octaves]] for r, f in tried.items() for cut in cuts],
         "near": experiment.near,
         "after_the_cut": experiment.after_the_cut,
         "settings": {
             "quick": options.quick, "train": options.train, "seeds": options.seeds, "steps": options.steps,
             "batch_size": options.batch_size, "rates": options.rates, "pretraining_steps": options.pretraining_steps,
             "dense_step": dense_step, "development": [task.name for task in experiment.development],
+            "development_seeds": _DEVELOPMENT_SEEDS,
+            "runs": sum(len(frontier.curves) for by_rate in runs.values() for frontier in by_rate.values()),
             "seconds": round(clock.seconds), "pretraining_error": experiment.pretraining_error,
             "pretraining_classes": experiment.pretraining_classes,
         },
@@ -107,7 +120,7 @@ def _same_settings(options: argparse.Namespace) -> None:
     """Results that are stored go on only with the settings that they were made with."""
     file = options.out / "settings.json"
     named = ("quick", "train", "steps", "pretraining_steps", "batch_size", "model", "weights", "images", "image_size")
-    settings = {name: str(getattr(options, name)) for name in named} | {"format": 2}
+    settings = {name: str(getattr(options, name)) for name in named} | {"format": 3}
     if options.out.is_dir() and any(options.out.iterdir()):
         stored = json.loads(file.read_text()) if file.exists() else {}
         if stored != settings:
@@ -122,13 +135,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the results; default build/transfer/quick or full")
     parser.add_argument("--docs", type=Path, help="write the page and its figures here")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75])
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.04, 0.08], help="to choose from")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.005, 0.01, 0.02, 0.04], help="to choose from")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", type=int, help="only so many of the stream")
     parser.add_argument("--train", type=int, help="training samples of a task")
     parser.add_argument("--steps", type=int, help="budget of a run, in training steps of the dense network")
     parser.add_argument("--pretraining-steps", type=int)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--jobs", type=int, help="processes at a time; default: as many as cores")
     parser.add_argument("--device", help="where to train; with cuda take --jobs 1 or few")
     parser.add_argument("--model", help="torchvision:NAME or timm:NAME")
@@ -142,7 +155,7 @@ def _options() -> argparse.Namespace:
         parser.error("--docs writes the page on the built-in network; --out has the results of yours")
     options.out = options.out or Path("build/transfer") / ("quick" if options.quick else "full")
     options.train = options.train or 200  # few, as when one transfers
-    options.steps = options.steps or (32 if options.quick else 128)
+    options.steps = options.steps or (64 if options.quick else 256)
     options.pretraining_steps = options.pretraining_steps or (1500 if options.quick else 3000)
     return options
 
@@ -174,12 +187,12 @@ def _pretrained(
     order = torch.randperm(len(labels)).tolist()
     train, test = (Subset(TensorDataset(images, labels), part) for part in (order[500:], order[:500]))
     if not file.exists():
-        step = structprune.count_flops(model, images[: 2 * options.batch_size], training=True).flops
+        step = structprune.count_flops(model, images[:_PRETRAINING_BATCH], training=True).flops
         curve = finetune(
             model,
             Task("pretraining", train, test),
             budget_flops=1.02 * step * options.pretraining_steps,
-            batch_size=2 * options.batch_size,
+            batch_size=_PRETRAINING_BATCH,
             optimizer=functools.partial(_sgd, rate=0.1, decay=1e-3),
             schedule=_one_cycle,
             progress=True,
@@ -213,63 +226,58 @@ def _after_the_cut(
     return found
 
 
-def _chosen_rates(tried: dict[float, Frontier], cuts: Sequence[Cut]) -> dict[Cut, float]:
-    """For every network the rate of the least error on the development tasks at the end of the budget."""
-    rates = {}
-    for cut in cuts:
-        errors = {rate: frontier.metric(cut, frontier.budgets[-1]) for rate, frontier in tried.items()}
-        rates[cut] = min(errors, key=errors.__getitem__)
-        said = ", ".join(f"{rate:g}: {error:.3f}" for rate, error in errors.items())
-        print(f"{cut}: learning rate {rates[cut]:g} ({said})", flush=True)
-    return rates
-
-
-def _by_rate(tried: dict[float, Frontier], cuts: Sequence[Cut], budgets: Sequence[float]) -> list[tuple[Any, ...]]:
-    """What every network errs on the development tasks, at every rate and budget."""
-    return [
-        (*cut, rate, [f.metric(cut, min(b, f.budgets[-1])) for b in budgets])
-        for rate, f in tried.items()
-        for cut in cuts
-    ]
-
-
 def _run(
-    tasks: list[Task], rates: dict[Cut, float], seeds: range, name: str, *, experiment: Experiment, budget: float,
-    executor: Executor, options: argparse.Namespace, clock: Clock,
+    tasks: list[Task], cut: Cut, rate: float, budget: float, seeds: range, name: str, *, experiment: Experiment,
+    octaves: Sequence[float], executor: Executor, options: argparse.Namespace,
 ) -> Frontier:  # fmt: skip
-    """Every network with its own learning rate, on every task and seed."""
-    curves, failures = [], []
-    at = _octaves(budget, options.steps)
-    between = [] if options.quick else [(low * high) ** 0.5 for low, high in itertools.pairwise(at)]
+    """One network with one learning rate, on every task and seed, up to a budget."""
+    between = [] if options.quick else [(low * high) ** 0.5 for low, high in itertools.pairwise(octaves)]
     extra: dict[str, Any] = {"device": options.device} if options.device else {}
-    for (ratio, granularity), rate in rates.items():
-        part = sweep(
-            experiment.model,
-            tasks,
-            [ratio],
-            [granularity],
-            seeds,
-            budget_flops=budget,
-            executor=executor,
-            store=options.out / f"{name} {rate:g}",
-            example_inputs=experiment.example,
-            pruning={"round_to": 1},
-            prepare=_follow_quickly,
-            optimizer=functools.partial(_sgd, rate=rate, decay=5e-4),
-            schedule=_constant,
-            batch_size=options.batch_size,
-            evaluate_at=sorted(at + between),
-            **extra,
-        )
-        curves += part.curves
-        failures += part.failures
-        clock.lap()
+    return sweep(
+        experiment.model,
+        tasks,
+        [cut.ratio],
+        [cut.granularity],
+        seeds,
+        budget_flops=budget,
+        executor=executor,
+        # A run of a larger budget has other points than one of a smaller.
+        store=options.out / f"{name} {rate:g} {octaves.index(budget)}",
+        example_inputs=experiment.example,
+        pruning={"round_to": 1},
+        prepare=_follow_quickly,
+        optimizer=functools.partial(_sgd, rate=rate, decay=5e-4),
+        schedule=_constant,
+        batch_size=options.batch_size,
+        evaluate_at=[at for at in sorted([*octaves, *between]) if at <= budget],
+        **extra,
+    )
+
+
+def _joined(frontiers: Iterable[Frontier]) -> Frontier:
+    """The runs of several frontiers in one."""
+    frontiers = list(frontiers)
+    return Frontier([c for f in frontiers for c in f.curves], [c for f in frontiers for c in f.failures])
+
+
+def _of(frontier: Frontier, cut: Cut) -> list[LearningCurve]:
+    return [curve for curve in frontier.curves if curve.cut == cut]
+
+
+def _composed(
+    runs: dict[Cut, dict[float, Frontier]], rates: dict[Cut, list[float]], octaves: Sequence[float]
+) -> Frontier:
+    """A curve for every network, task and seed, of which all runs succeeded."""
+    curves: list[LearningCurve] = []
+    failures: list[Failure] = []
+    for cut, by_rate in runs.items():
+        found: dict[tuple[str, int], dict[float, LearningCurve]] = {}
+        for rate, frontier in by_rate.items():
+            failures += frontier.failures
+            for curve in frontier.curves:
+                found.setdefault((curve.task, curve.about["seed"]), {})[rate] = curve
+        curves += [composed(own, rates[cut], octaves) for own in found.values() if own.keys() == by_rate.keys()]
     return Frontier(curves, failures)
-
-
-def _octaves(budget: float, steps: int) -> list[float]:
-    """The budget, its half, and so on down to about a step."""
-    return [budget * 2.0**-k for k in range(math.ceil(math.log2(steps)), -1, -1)]
 
 
 def _follow_quickly(model: nn.Module, task: Task) -> nn.Module:

@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from structprune.transfer import Frontier
+from structprune.transfer import Cut, Frontier, LearningCurve, Point
 from tests.support import vision
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +110,7 @@ def test_compute_optimal_transfer(tmp_path: Path) -> None:
     for name in re.findall(r"\]\((figures/.*?)\)", page):
         assert (tmp_path / "docs" / name).exists()
 
-    stored = tmp_path / "killed" / "stream 0.02"
+    stored = tmp_path / "killed" / "stream 0.02 3"
     started = _start(*script, str(tmp_path / "killed"))
     try:
         deadline = time.monotonic() + 100
@@ -156,6 +157,35 @@ def test_compute_optimal_transfer_of_a_network_and_images_of_one_s_own(tmp_path:
     assert frontier.cost((0.5, "filter")) < 0.9
     wrong = _run("compute_optimal_transfer.py", "--model", "timm:test_resnet")
     assert wrong.returncode == 2 and "--model and --images go together" in wrong.stderr
+
+
+def _curve(metrics: list[float], seed: int = 0) -> LearningCurve:
+    """A curve with a point before training and after 1, 2, 4 … FLOPs."""
+    flops = [0, *(2**k for k in range(len(metrics) - 1))]
+    points = tuple(Point(spent, metric, 0.5, spent, 0) for spent, metric in zip(flops, metrics, strict=True))
+    return LearningCurve("a", points, 1, 10, {"ratio": 0.5, "granularity": "filter", "seed": seed})
+
+
+def test_a_rate_for_every_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from transfer import rates
+
+    # The fast rate is ahead for one and two FLOPs, the slow one for four and eight.
+    fast = [_curve([0.9, 0.5, 0.4, 0.4, 0.4]), _curve([0.9, 0.5, 0.2, 0.4, 0.4], seed=1)]
+    slow = [_curve([0.9, 0.8, 0.4, 0.2, 0.1]), _curve([0.9, 0.8, 0.4, 0.3, 0.1], seed=1)]
+    cut, budgets = Cut(0.5, "filter"), [1.0, 2.0, 4.0, 8.0]
+    chosen = rates.chosen({0.1: Frontier(fast), 0.01: Frontier(slow)}, [cut], budgets)
+    assert chosen == {cut: [0.1, 0.1, 0.01, 0.01]}
+    assert rates.needed(chosen, budgets) == [(cut, 0.1, 2.0), (cut, 0.01, 8.0)]
+
+    short = replace(fast[0], points=fast[0].points[:3])
+    curve = rates.composed({0.1: short, 0.01: slow[0]}, chosen[cut], budgets)
+    assert [(p.flops, p.metric) for p in curve.points] == [(0, 0.9), (1, 0.5), (2, 0.4), (4, 0.2), (8, 0.1)]
+    assert curve.cut == cut and curve.about["rates"] == [0.1, 0.01]
+    # Steps that do not fit the budgets: the last one within each.
+    odd = replace(slow[0], points=tuple(replace(p, flops=3 * p.flops // 2) for p in slow[0].points))
+    points = rates.composed({0.1: short, 0.01: odd}, chosen[cut], budgets).points
+    assert [(p.flops, p.metric) for p in points] == [(0, 0.9), (1, 0.5), (2, 0.4), (3, 0.4), (6, 0.2)]
 
 
 def test_the_page_on_transfer_is_what_its_results_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,6 @@ def page(frontier: Frontier, document: dict[str, Any]) -> str:
         _claim(frontier),
         _setting(frontier, document),
         _low_compute(frontier, unit),
-        _rate_for_every_budget(document, unit),
         _budgets(frontier, unit),
         _granularities(frontier, near, document["after_the_cut"]),
         _in_the_end(frontier, unit),
@@ -72,12 +71,14 @@ typed."""
 
 
 def _setting(frontier: Frontier, document: dict[str, Any]) -> str:
-    settings = document["settings"]
-    rates = {(ratio, granularity): rate for ratio, granularity, rate in document["rates"]}
+    settings, budgets = document["settings"], document["budgets"]
     params = {c: next(x.params for x in frontier.curves if x.cut == c) for c in frontier.cuts}
-    rows = [[str(c), f"{params[c]:,}", f"{frontier.cost(c):.2f}", f"{rates[c]:g}"] for c in frontier.cuts]
+    networks = [[str(c), f"{params[c]:,}", f"{frontier.cost(c):.2f}"] for c in frontier.cuts]
+    by_cut = {Cut(ratio, granularity): own for ratio, granularity, own in document["rates"]}
+    rates = [[str(c), *(f"{rate:g}" for rate in by_cut[c])] for c in frontier.cuts]
+    steps = [f"{budget / settings['dense_step']:.0f}" for budget in budgets]
     listed = ", ".join(f"{rate:g}" for rate in settings["rates"])
-    hours = _duration(settings["seconds"])
+    failed = f", {len(frontier.failures)} failed" if frontier.failures else ""
     return f"""## What was run
 
 A ResNet of bottlenecks (`examples/transfer/network.py`) is pretrained for {settings["pretraining_steps"]:,} steps on
@@ -88,16 +89,23 @@ held-out samples. It is pruned without data, by the L2 norm, and every network i
 network (batches of {settings["batch_size"]}). `ComputeMeter` counts forward, backward and
 update; evaluation is not counted.
 
-{_table(["network", "parameters", "FLOPs of a step", "learning rate"], rows)}
+{_table(["network", "parameters", "FLOPs of a step"], networks)}
 
-**Equal effort.** Every network had its learning rate chosen from {listed}, by its error at the end of the budget on
-{", ".join(settings["development"])}, which are not in the stream. All share the rest: SGD with momentum, a
-constant rate (so that every point of a curve is what a run of that budget would end with), the same heads and the same
-order of samples for a seed. Batch norms follow with a momentum of 0.5: with the usual 0.1 they would evaluate with the
+**Equal effort.** A learning rate that is the best for few steps makes a pretrained network forget in many, and a pruned
+network makes more steps for its budget. So every network has a rate of its own for every budget, chosen from {listed}
+by the error at that budget on {", ".join(settings["development"])}, {settings["development_seeds"]} seeds of each,
+which are not in the stream:
+
+{_table(["rate for a budget of", *steps], rates)}
+
+The rate of a run is constant, so that a point of it is what a run of that budget would end with; a curve takes each of
+its points from the run with the budget's rate. All share the rest: SGD with momentum, the same heads and the same order
+of samples for a seed. Batches are small: the more steps the dense network makes before it is half done, the more of the
+regime there is to see. Batch norms follow with a momentum of 0.5: with the usual 0.1 they would evaluate with the
 statistics of the old data for some twenty steps, which puts networks with few steps, the dense one above all, at a
 disadvantage that has nothing to do with pruning.
 
-{len(frontier.curves)} runs{f", {len(frontier.failures)} failed" if frontier.failures else ""}, {hours} in all."""
+{settings["runs"]} runs{failed} for {len(frontier.curves)} curves, {_duration(settings["seconds"])} in all."""
 
 
 def _low_compute(frontier: Frontier, unit: int) -> str:
@@ -128,32 +136,6 @@ choosing is not counted as gain. Budgets are in training steps of the dense netw
 {_table(["task", "the regime ends at", "dense error there", "fewer errors", "95 % interval"], rows)}{why}
 
 ![Error over training FLOPs, task by task](figures/transfer-tasks.svg)"""
-
-
-def _rate_for_every_budget(document: dict[str, Any], unit: int) -> str:
-    """What is left of the gain where a small budget may have a rate of its own: on the development tasks."""
-    tried = document["by_rate"]
-    rows = []
-    for index, budget in enumerate(tried["budgets"]):
-        errors: dict[str, tuple[float, str]] = {}
-        for ratio, granularity, rate, values in tried["errors"]:
-            if granularity != "channel":
-                found = (values[index], f"{Cut(ratio, granularity)} at {rate:g}")
-                kind = "dense" if granularity == "dense" else "filter"
-                errors[kind] = min(errors.get(kind, found), found)
-        (dense, dense_said), (pruned, said) = errors["dense"], errors["filter"]
-        rows.append(
-            [f"{budget / unit:.1f}", said, f"{pruned:.3f}", dense_said, f"{dense:.3f}", f"{1 - pruned / dense:.0%}"]
-        )
-    names = ", ".join(document["settings"]["development"])
-    return f"""### With a rate for every budget
-
-A rate that is the best at the end of the budget is a cautious one for its first steps. What is left of the gain where
-each budget has its own rate? On the tasks that rates were chosen on ({names};
-one seed, so that luck in choosing is counted on both sides), the best of all filters and rates against the dense
-network at its best rate:
-
-{_table(["budget", "best pruned", "its error", "dense", "its error", "fewer errors"], rows)}"""
 
 
 def _budgets(frontier: Frontier, unit: int) -> str:

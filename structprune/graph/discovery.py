@@ -64,6 +64,7 @@ class Discovery:
         whys: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.on_meta = on_meta
+        self.expects_constants = True
         self.record = Record(training)
         self._space = space
         self._coupling = coupling

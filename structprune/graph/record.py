@@ -181,6 +181,8 @@ class Record:
     returned: list[tuple[int, int]] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
+    # Whether the forward made tensors of Python numbers on the meta device, see ``ConstantsSeen``.
+    makes_constants: bool = False
     results: list[torch.Tensor] = field(default_factory=list)
 
     def labels_at(self, place: Place) -> Ids | None:

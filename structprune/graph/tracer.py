@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -38,6 +39,8 @@ class Observer(Recorder, Protocol):
     record: Record
     # Whether floats are not computed: then calls and small constants are kept, which costs no memory.
     on_meta: bool
+    # Whether the forward may make tensors of Python numbers; to look for them takes a tenth of the time of a trace.
+    expects_constants: bool
 
     def start(self, node: Node) -> None:
         """Called before an operator runs."""
@@ -84,8 +87,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def forward(self, model: nn.Module, run: Callable[[], Any]) -> Any:
         """Call ``run`` with the modules of ``model`` under observation and return its result."""
         # The library may itself run without gradients; inference mode would hide the operators.
-        with torch.no_grad(), module_paths(model, self._modules), ConstantsSeen(), self:
-            return run()
+        constants = ConstantsSeen()
+        looking = constants if self._observer.expects_constants else nullcontext()
+        with torch.no_grad(), module_paths(model, self._modules), looking, self:
+            try:
+                return run()
+            finally:
+                self._observer.record.makes_constants |= constants.made_any
 
     def origin(self, tensor: torch.Tensor) -> tuple[int, int, Labels]:
         """The node that made a tensor, which of its outputs it is, and its labels."""

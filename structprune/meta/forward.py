@@ -51,14 +51,18 @@ def running(model: nn.Module, training: bool) -> Iterator[None]:
 class ConstantsSeen(TorchFunctionMode):
     """Makes tensors of Python numbers on the CPU where they would be on the meta device and lose their values."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.made_any = False
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and _is_meta(kwargs.get("device")):
-            kwargs = {**kwargs, "device": "cpu"}
+            self.made_any, kwargs = True, {**kwargs, "device": "cpu"}
         elif func is torch.Tensor.new_tensor and _is_meta(kwargs.get("device", args[0].device)):
-            kwargs = {"dtype": args[0].dtype, **kwargs, "device": "cpu"}
+            self.made_any, kwargs = True, {"dtype": args[0].dtype, **kwargs, "device": "cpu"}
         return func(*args, **kwargs)
 
 

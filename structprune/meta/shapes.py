@@ -14,9 +14,14 @@ import torch
 Shaper = Callable[[Sequence[Any], dict[str, Any]], Any]
 
 
+def _empty(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """``x.new_empty(shape)``, which takes three times as long on the meta device."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device)
+
+
 def _like(x: torch.Tensor) -> torch.Tensor:
     """``empty_like``, which is slow on the meta device where it has strides to think about."""
-    return x.new_empty(x.shape) if x.is_contiguous() else torch.empty_like(x)
+    return _empty(x, x.shape) if x.is_contiguous() else torch.empty_like(x)
 
 
 def batch_norm(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -25,7 +30,7 @@ def batch_norm(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     channels = x.shape[1] if x.ndim > 1 else -1
     if any(t is not None and t.shape != (channels,) for t in args[1:5]):
         return None
-    return _like(x), x.new_empty(channels), x.new_empty(channels)
+    return _like(x), _empty(x, (channels,)), _empty(x, (channels,))
 
 
 def convolution(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -44,7 +49,7 @@ def convolution(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
                 f"kernel of {list(weight.shape[2:])} is larger than the padded input {list(x.shape[2:])}"
             )
         size.append(out)
-    return x.new_empty(size)
+    return _empty(x, size)
 
 
 def unary(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -72,7 +77,7 @@ def pointwise(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if a.is_contiguous() and b.is_contiguous() and a.ndim == b.ndim:
         sizes = list(zip(a.shape, b.shape, strict=True))
         if all(m == n or 1 in (m, n) for m, n in sizes):
-            return a.new_empty([n if m == 1 else m for m, n in sizes])
+            return _empty(a, [n if m == 1 else m for m, n in sizes])
     return None
 
 
@@ -93,7 +98,7 @@ def layer_norm(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if any(t is not None and isinstance(t, torch.Tensor) and tuple(t.shape) != tuple(shape) for t in affine):
         return None
     statistics = (*x.shape[:-rank], *(1,) * rank)
-    return _like(x), x.new_empty(statistics), x.new_empty(statistics)
+    return _like(x), _empty(x, statistics), _empty(x, statistics)
 
 
 def product(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -103,7 +108,7 @@ def product(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return None
     if a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
         return None
-    return a.new_empty((*a.shape[:-1], b.shape[-1]))
+    return _empty(a, (*a.shape[:-1], b.shape[-1]))
 
 
 def product_and_sum(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -133,8 +138,8 @@ def mean(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return None
     gone = {d % x.ndim for d in dims}
     if more and more[0]:
-        return x.new_empty([1 if d in gone else n for d, n in enumerate(x.shape)])
-    return x.new_empty([n for d, n in enumerate(x.shape) if d not in gone])
+        return _empty(x, [1 if d in gone else n for d, n in enumerate(x.shape)])
+    return _empty(x, [n for d, n in enumerate(x.shape) if d not in gone])
 
 
 def upsample(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -142,7 +147,7 @@ def upsample(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     x, size = args[:2]
     if kwargs or not x.is_contiguous() or len(size) != x.ndim - 2:
         return None
-    return x.new_empty((*x.shape[:2], *size))
+    return _empty(x, (*x.shape[:2], *size))
 
 
 def cat(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -155,7 +160,7 @@ def cat(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     beside = {(*t.shape[:dim], *t.shape[dim + 1 :]) for t in tensors}
     if len(beside) != 1 or not first.ndim:
         return None
-    return first.new_empty((*first.shape[:dim], sum(t.shape[dim] for t in tensors), *first.shape[dim + 1 :]))
+    return _empty(first, (*first.shape[:dim], sum(t.shape[dim] for t in tensors), *first.shape[dim + 1 :]))
 
 
 def grouped_product(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -12,7 +12,8 @@ from torch import nn
 
 from structprune.errors import PlanError
 from structprune.graph.checks import check_model
-from structprune.meta.replica import named_tensors
+from structprune.meta.forward import collection_paused
+from structprune.meta.replica import named_tensors, walk
 from structprune.plan import schema
 from structprune.plan.composition import Cuts, composed, remainder
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
@@ -87,19 +88,20 @@ class Plan:
             OptionError: The optimizer is not one of this model, or the model is not cut in place.
             ModelError: The optimizer holds a state that cannot be cut.
         """
-        check_model(model)
-        self.check_fits(model)
-        check_optimizer(optimizer, inplace)
-        # Before the cut: what is carried may be from another release.
-        carried = _whole(carried_plan(model), self).to_json()
-        if inplace:
-            cut_in_place(model, self.cut, optimizer)
-            pruned = model
-        else:
-            pruned = cut_copy(model, self.cut)
-        if self.kept:
-            setattr(pruned, CARRIED, carried)
-        return pruned
+        with collection_paused():
+            check_model(model)
+            self.check_fits(model)
+            check_optimizer(optimizer, inplace)
+            # Before the cut: what is carried may be from another release.
+            carried = _whole(carried_plan(model), self).to_json()
+            if inplace:
+                cut_in_place(model, self.cut, optimizer)
+                pruned = model
+            else:
+                pruned = cut_copy(model, self.cut)
+            if self.kept:
+                setattr(pruned, CARRIED, carried)
+            return pruned
 
     def then(self, second: Plan) -> Plan:
         """One plan for this cut and another one after it.
@@ -269,10 +271,11 @@ class Plan:
             if carried is not None and dict(Plan.from_json(carried).shapes) == dict(self.shapes):
                 raise PlanError("This plan was applied to this model already: make a new plan to prune it further.")
             raise PlanError(f"The plan does not fit this {type(model).__name__}: {_difference(self.shapes, shapes)}")
+        modules = dict(walk(model))
         for change in self.attributes:
             where = f"{change.module}.{change.name}" if change.module else change.name
             try:
-                module = model.get_submodule(change.module)
+                module = modules.get(change.module) or model.get_submodule(change.module)
                 held, is_size = read_held(module, change.name), holds_size(module, change.name)
             except Exception as error:  # a property may raise anything
                 raise PlanError(f"The plan does not fit: {where} cannot be read: {error}") from error

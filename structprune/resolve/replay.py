@@ -65,6 +65,8 @@ class Replay:
         self._space = space
         self.record = Record(dense.training)
         self.on_meta = any(n.asked is not None for n in dense.nodes)
+        # A cut network that made some where the dense one makes none would go another way, which is noticed.
+        self.expects_constants = dense.makes_constants
         self.mismatches: list[Mismatch] = []
         self._expected = [n for n in dense.nodes if not n.is_leaf]
         self._next = 0

@@ -135,8 +135,10 @@ def _holders(tensor: torch.Tensor) -> int:
 
 def set_attributes(model: nn.Module, changes: Any) -> None:
     """Give modules the sizes of the cut network; a list stays a list."""
+    # Module by module from the root down would take as long as the cut; a shared module has a second path as well.
+    modules = dict(walk(model))
     for change in changes:
-        module = model.get_submodule(change.module)
+        module = modules.get(change.module) or model.get_submodule(change.module)
         is_list = isinstance(read_held(module, change.name), list)
         try:
             write_held(module, change.name, list(change.new) if is_list else change.new)

@@ -10,6 +10,7 @@ from structprune.transfer.finetuning import finetune
 from structprune.transfer.frontier import Best, Frontier
 from structprune.transfer.meter import ComputeMeter
 from structprune.transfer.plots import plot_errors, plot_stream
+from structprune.transfer.runs import Failure
 from structprune.transfer.scaling import ScalingLaw
 from structprune.transfer.sweep import sweep
 from structprune.transfer.task import Task, new_head
@@ -18,6 +19,7 @@ __all__ = [
     "Best",
     "ComputeMeter",
     "Cut",
+    "Failure",
     "Frontier",
     "LearningCurve",
     "Point",
