@@ -36,7 +36,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from transfer import pretrained
 from transfer.network import SmallResNet
-from transfer.rates import chosen, composed, error, needed
+from transfer.rates import budgets_up_to, chosen, composed, error, needed
 
 import structprune
 from structprune.transfer import Cut, Failure, Frontier, LearningCurve, Task, finetune, sweep
@@ -63,7 +63,7 @@ class Experiment:
 def main() -> None:
     """Choose learning rates, run the stream, store and show the frontier."""
     options = _options()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     _same_settings(options)
     clock = Clock(options.out / "seconds.json")
 
@@ -71,29 +71,29 @@ def main() -> None:
     clock.lap()
     batch = experiment.example.expand(options.batch_size, *experiment.example.shape[1:])
     dense_step = structprune.count_flops(experiment.model, batch, training=True).flops
-    budget = 1.02 * dense_step * options.steps  # the optimizer's update comes on top
+    budgets = budgets_up_to(options.steps, dense_step)
     cuts = [Cut(0.0, "dense")] + [Cut(r, g) for g in GRANULARITIES for r in options.ratios if r]
-    octaves = [budget * 2.0**-k for k in range(math.ceil(math.log2(options.steps)), -1, -1)]
+    logging.getLogger("structprune").setLevel(logging.INFO)  # the sweeps say how far they are
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as executor:
-        run = functools.partial(_run, experiment=experiment, octaves=octaves, executor=executor, options=options)
+        run = functools.partial(_run, experiment=experiment, executor=executor, options=options)
         # The seeds of the development runs are none of the stream's.
         seeds = range(options.seeds, options.seeds + _DEVELOPMENT_SEEDS)
         tried: dict[float, Frontier] = {}
         for rate in options.rates:
-            tried[rate] = _joined(run(experiment.development, cut, rate, budget, seeds, "rates") for cut in cuts)
+            tried[rate] = _joined(run(experiment.development, cut, rate, budgets, seeds, "rates") for cut in cuts)
             clock.lap()
-        rates = chosen(tried, cuts, octaves)
+        rates = chosen(tried, cuts, budgets)
         runs: dict[Cut, dict[float, Frontier]] = {cut: {} for cut in cuts}
-        for cut, rate, most in needed(rates, octaves):
-            runs[cut][rate] = run(experiment.stream, cut, rate, most, range(options.seeds), "stream")
+        for cut, rate, own in needed(rates, budgets):
+            runs[cut][rate] = run(experiment.stream, cut, rate, own, range(options.seeds), "stream")
             clock.lap()
-    frontier = _composed(runs, rates, octaves)
+    frontier = _composed(runs, rates, budgets)
 
     document = {
         "frontier": json.loads(frontier.to_json()),
-        "budgets": octaves,
+        "budgets": budgets,
         "rates": [[*cut, own] for cut, own in rates.items()],
-        "tried": [[*cut, r, [error(_of(f, cut), b) for b in octaves]] for r, f in tried.items() for cut in cuts],
+        "tried": [[*cut, r, [error(_of(f, cut), b) for b in budgets]] for r, f in tried.items() for cut in cuts],
         "near": experiment.near,
         "after_the_cut": experiment.after_the_cut,
         "settings": {
@@ -101,7 +101,7 @@ def main() -> None:
             "batch_size": options.batch_size, "rates": options.rates, "pretraining_steps": options.pretraining_steps,
             "dense_step": dense_step, "development": [task.name for task in experiment.development],
             "development_seeds": _DEVELOPMENT_SEEDS,
-            "runs": sum(len(frontier.curves) for by_rate in runs.values() for frontier in by_rate.values()),
+            "runs": sum(len(f.curves) for f in (*tried.values(), *(f for own in runs.values() for f in own.values()))),
             "seconds": round(clock.seconds), "pretraining_error": experiment.pretraining_error,
             "pretraining_classes": experiment.pretraining_classes,
         },
@@ -135,13 +135,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the results; default build/transfer/quick or full")
     parser.add_argument("--docs", type=Path, help="write the page and its figures here")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75])
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.005, 0.01, 0.02, 0.04], help="to choose from")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.04, 0.16], help="to choose from")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", type=int, help="only so many of the stream")
     parser.add_argument("--train", type=int, help="training samples of a task")
     parser.add_argument("--steps", type=int, help="budget of a run, in training steps of the dense network")
     parser.add_argument("--pretraining-steps", type=int)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--jobs", type=int, help="processes at a time; default: as many as cores")
     parser.add_argument("--device", help="where to train; with cuda take --jobs 1 or few")
     parser.add_argument("--model", help="torchvision:NAME or timm:NAME")
@@ -227,11 +227,11 @@ def _after_the_cut(
 
 
 def _run(
-    tasks: list[Task], cut: Cut, rate: float, budget: float, seeds: range, name: str, *, experiment: Experiment,
-    octaves: Sequence[float], executor: Executor, options: argparse.Namespace,
+    tasks: list[Task], cut: Cut, rate: float, budgets: Sequence[float], seeds: range, name: str, *,
+    experiment: Experiment, executor: Executor, options: argparse.Namespace,
 ) -> Frontier:  # fmt: skip
-    """One network with one learning rate, on every task and seed, up to a budget."""
-    between = [] if options.quick else [(low * high) ** 0.5 for low, high in itertools.pairwise(octaves)]
+    """One network with one learning rate, on every task and seed, tested at the budgets that it is meant for."""
+    between = [] if options.quick else [budget * 0.5**0.5 for budget in budgets]
     extra: dict[str, Any] = {"device": options.device} if options.device else {}
     return sweep(
         experiment.model,
@@ -239,17 +239,17 @@ def _run(
         [cut.ratio],
         [cut.granularity],
         seeds,
-        budget_flops=budget,
+        budget_flops=budgets[-1],
         executor=executor,
-        # A run of a larger budget has other points than one of a smaller.
-        store=options.out / f"{name} {rate:g} {octaves.index(budget)}",
+        # A run that was tested at other budgets is another run.
+        store=options.out / f"{name} {rate:g} {budgets[0]:.3g} {len(budgets)}",
         example_inputs=experiment.example,
         pruning={"round_to": 1},
         prepare=_follow_quickly,
         optimizer=functools.partial(_sgd, rate=rate, decay=5e-4),
         schedule=_constant,
         batch_size=options.batch_size,
-        evaluate_at=[at for at in sorted([*octaves, *between]) if at <= budget],
+        evaluate_at=sorted([*budgets, *between]),
         **extra,
     )
 
@@ -265,7 +265,7 @@ def _of(frontier: Frontier, cut: Cut) -> list[LearningCurve]:
 
 
 def _composed(
-    runs: dict[Cut, dict[float, Frontier]], rates: dict[Cut, list[float]], octaves: Sequence[float]
+    runs: dict[Cut, dict[float, Frontier]], rates: dict[Cut, list[float]], budgets: Sequence[float]
 ) -> Frontier:
     """A curve for every network, task and seed, of which all runs succeeded."""
     curves: list[LearningCurve] = []
@@ -276,7 +276,7 @@ def _composed(
             failures += frontier.failures
             for curve in frontier.curves:
                 found.setdefault((curve.task, curve.about["seed"]), {})[rate] = curve
-        curves += [composed(own, rates[cut], octaves) for own in found.values() if own.keys() == by_rate.keys()]
+        curves += [composed(own, rates[cut], budgets) for own in found.values() if own.keys() == by_rate.keys()]
     return Frontier(curves, failures)
 
 

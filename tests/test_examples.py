@@ -94,7 +94,22 @@ def test_prune_sharded_checkpoint() -> None:
     assert "dense:  0.8 MB in 3 shards" in done.stdout and "loaded: outputs [1, 10]" in done.stdout
 
 
-_TINY = ["--seeds", "2", "--steps", "8", "--train", "64", "--ratios", "0", "0.5", "--rates", "0.02", "--jobs", "1"]
+_TINY = [
+    "--seeds",
+    "2",
+    "--steps",
+    "8",
+    "--train",
+    "64",
+    "--ratios",
+    "0",
+    "0.5",
+    "--rates",
+    "0.02",
+    "0.08",
+    "--jobs",
+    "1",
+]
 
 
 @pytest.mark.slow
@@ -110,17 +125,17 @@ def test_compute_optimal_transfer(tmp_path: Path) -> None:
     for name in re.findall(r"\]\((figures/.*?)\)", page):
         assert (tmp_path / "docs" / name).exists()
 
-    stored = tmp_path / "killed" / "stream 0.02 3"
+    stored = tmp_path / "killed"
     started = _start(*script, str(tmp_path / "killed"))
     try:
         deadline = time.monotonic() + 100
-        while len(list(stored.glob("*.json"))) < 3:
+        while len(list(stored.glob("stream*/*.json"))) < 3:
             assert started.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
     finally:
         started.kill()
         started.communicate(timeout=30)  # its workers end, too: they hold the other end
-    before = {file: file.stat().st_mtime_ns for file in stored.glob("*.json")}
+    before = {file: file.stat().st_mtime_ns for file in stored.glob("stream*/*.json")}
     again = _run(*script, str(tmp_path / "killed"))
     assert again.returncode == 0, again.stderr
     assert 3 <= len(before) < 12 and all(file.stat().st_mtime_ns == at for file, at in before.items())
@@ -176,14 +191,21 @@ def test_a_rate_for_every_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     cut, budgets = Cut(0.5, "filter"), [1.0, 2.0, 4.0, 8.0]
     chosen = rates.chosen({0.1: Frontier(fast), 0.01: Frontier(slow)}, [cut], budgets)
     assert chosen == {cut: [0.1, 0.1, 0.01, 0.01]}
-    assert rates.needed(chosen, budgets) == [(cut, 0.1, 2.0), (cut, 0.01, 8.0)]
+    assert rates.needed(chosen, budgets) == [(cut, 0.1, [1.0, 2.0]), (cut, 0.01, [4.0, 8.0])]
 
     short = replace(fast[0], points=fast[0].points[:3])
     curve = rates.composed({0.1: short, 0.01: slow[0]}, chosen[cut], budgets)
     assert [(p.flops, p.metric) for p in curve.points] == [(0, 0.9), (1, 0.5), (2, 0.4), (4, 0.2), (8, 0.1)]
     assert curve.cut == cut and curve.about["rates"] == [0.1, 0.01]
     # Steps that do not fit the budgets: the last one within each.
-    odd = replace(slow[0], points=tuple(replace(p, flops=3 * p.flops // 2) for p in slow[0].points))
+    with pytest.raises(ValueError, match="was not tested at 4 FLOPs"):
+        rates.composed({0.1: short, 0.01: short}, chosen[cut], budgets)
+    # A rate of which runs failed is not chosen by those that are left.
+    lucky = Frontier([_curve([0.9, 0.1, 0.1, 0.1, 0.1])])
+    assert rates.chosen({1.0: lucky, 0.01: Frontier(slow)}, [cut], budgets) == {cut: [0.01] * 4}
+    assert rates.budgets_up_to(8, 10) == [11, 21, 41, 81] and rates.budgets_up_to(6, 10) == [11, 21, 41, 61]
+    assert rates.budgets_up_to(1, 10) == [11]
+    odd = replace(slow[0], step_flops=3, points=tuple(replace(p, flops=3 * p.flops // 2) for p in slow[0].points))
     points = rates.composed({0.1: short, 0.01: odd}, chosen[cut], budgets).points
     assert [(p.flops, p.metric) for p in points] == [(0, 0.9), (1, 0.5), (2, 0.4), (3, 0.4), (6, 0.2)]
 

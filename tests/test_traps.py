@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,51 @@ FROM_SIZES: list[tuple[str, Callable[[Tensor, Any], Tensor], dict[str, Tensor]]]
 @pytest.mark.parametrize(("function", "tensors"), [t[1:] for t in FROM_SIZES], ids=[t[0] for t in FROM_SIZES])
 def test_what_is_computed_from_the_size_is_noticed(function: Any, tensors: dict[str, Tensor]) -> None:
     small: Any = pruned_or_refused(Middle(function, **tensors))
+    assert small is None or small.c1.out_channels == 32
+
+
+class Keeps(nn.Module):
+    """Holds a number for a width, and makes another one where the width is another."""
+
+    def __init__(self, number: Tensor) -> None:
+        super().__init__()
+        self.width, self.number = 32, number
+
+    def forward(self, y: Tensor) -> Tensor:
+        if y.shape[1] != self.width:
+            self.width, self.number = y.shape[1], torch.tensor(y.shape[1], dtype=self.number.dtype, device=y.device)
+        return y / self.number
+
+
+def _table() -> Callable[[Tensor, Any], Tensor]:
+    """A function of a file of its own that keeps a number for every width it was asked for."""
+    file = types.ModuleType("a_table_of_numbers")
+    exec(
+        "import torch\n"
+        "table = {}\n"
+        "def scaled(y, m):\n"
+        "    width = y.shape[1]\n"
+        "    if width not in table:\n"
+        "        table[width] = torch.tensor(width ** -0.5, dtype=torch.float64, device=y.device)\n"
+        "    return y * table[width]\n",
+        vars(file),
+    )
+    scaled: Callable[[Tensor, Any], Tensor] = file.scaled
+    return scaled
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Keeps(torch.tensor(32)), lambda: Keeps(torch.tensor(32.0)), _table],
+    ids=["integer", "float", "table"],
+)
+def test_a_number_that_is_kept_for_a_size_is_noticed(make: Callable[[], Any]) -> None:
+    function = make()
+    model = Middle((lambda y, m: m.keeps(y)) if isinstance(function, nn.Module) else function)
+    if isinstance(function, nn.Module):
+        model.keeps = function
+    structprune.count_flops(model.double(), X)  # the table has the dense width before anything is traced
+    small: Any = pruned_or_refused(model)
     assert small is None or small.c1.out_channels == 32
 
 

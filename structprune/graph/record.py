@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from structprune.graph.operators import Operator
 
 Shape = tuple[int, ...]
+Constant: TypeAlias = "torch.Tensor | Literal['large'] | None"
+LARGE: Final = "large"
 # Operators that change no value: whether one is needed depends on strides, not on what is computed.
 BENIGN = frozenset(("aten::clone", "aten::alias", "aten::detach", "aten::lift_fresh", "aten::contiguous"))
 
@@ -125,8 +127,8 @@ class Node:
         reduced: Labels that end in a reduction.
         sources: For each tensor argument the node that made it, and which of its outputs it is.
         replay: For a parametric node: computes it again from other weights.
-        constants: Small real tensors among its operands and outputs, where floats are not computed:
-            they may hold a number that was computed from a size.
+        constants: Where floats are not computed, the values of its operands and outputs: they may hold a number that
+            was computed from a size. ``None`` where there are none, ``LARGE`` where they are not kept.
         writes: Whether it writes into its first operand.
         returns_list: Whether it returns several tensors, or a list of one.
         places: Positions that it was given along dimensions without labels: no shape shows them.
@@ -143,7 +145,7 @@ class Node:
     shapes: list[Shape]
     outputs: list[Output] = field(default_factory=list)
     settings: tuple[tuple[str, Any], ...] = ()
-    constants: list[torch.Tensor] = field(default_factory=list)
+    constants: list[Constant] = field(default_factory=list)
     writes: bool = False
     returns_list: bool = False
     places: tuple[Any, ...] = ()
@@ -181,8 +183,9 @@ class Record:
     returned: list[tuple[int, int]] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
-    # Whether the forward made tensors of Python numbers on the meta device, see ``ConstantsSeen``.
-    makes_constants: bool = False
+    # Whether the forward made tensors of Python numbers on the meta device, see ``ConstantsSeen``, or read some that it
+    # holds: it may hold others for other sizes, or make them then.
+    has_constants: bool = False
     results: list[torch.Tensor] = field(default_factory=list)
 
     def labels_at(self, place: Place) -> Ids | None:

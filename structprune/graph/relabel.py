@@ -27,7 +27,7 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
     """What a run of the same forward under ``observer`` would record."""
     record = observer.record
     record.returned, record.results = dense.returned, dense.results
-    record.touched, record.makes_constants = dense.touched, dense.makes_constants
+    record.touched, record.has_constants = dense.touched, dense.has_constants
     leaves: dict[int, Labels] = {}
 
     def labels_of(source: int, output: int) -> Labels:

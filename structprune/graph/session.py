@@ -194,6 +194,7 @@ def follow(
     held: list[tuple[int, int, Labels]] = []
     with running(model, record.training), caches_restored(model):
         for call in calls:
+            tracer.give((call.args, call.kwargs))
             out = tracer.forward(model, partial(call, model))
             found = output_tensors(out)
             held += [tracer.origin(tensor) for tensor in found.held]

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import structprune.graph.rules  # noqa: F401  (importing them registers them)
 from structprune.graph.call import Call, Recorder
 from structprune.graph.operators import Operator, operator
-from structprune.graph.record import Asked, Node, Output, Record, Value
+from structprune.graph.record import LARGE, Asked, Node, Output, Record, Value
 from structprune.graph.slices import Ids, Labels
 from structprune.meta.formulas import is_counted, operator_flops
 from structprune.meta.forward import ConstantsSeen, module_paths
@@ -75,6 +75,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values: dict[int, tuple[torch.Tensor, Value]] = {}
         self._storages: dict[int, tuple[torch.Tensor, Value, str]] = {}
         self._rewritten: dict[int, int] = {}
+        self._given: dict[int, torch.Tensor] = {}
 
     def know(self, name: str, tensor: torch.Tensor, labels: Labels) -> None:
         """Give a parameter or buffer its labels."""
@@ -83,6 +84,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values[id(tensor)] = (tensor, value)
         if tensor.numel():
             self._storages[tensor.untyped_storage()._cdata] = (tensor, value, name)
+
+    def give(self, values: Any) -> None:
+        """Say what the model is called with: other tensors that no operator made are its own constants."""
+        self._given.update((id(tensor), tensor) for tensor in tree_leaves(values) if isinstance(tensor, torch.Tensor))
 
     def forward(self, model: nn.Module, run: Callable[[], Any]) -> Any:
         """Call ``run`` with the modules of ``model`` under observation and return its result."""
@@ -93,7 +98,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             try:
                 return run()
             finally:
-                self._observer.record.makes_constants |= constants.made_any
+                self._observer.record.has_constants |= constants.made_any
 
     def origin(self, tensor: torch.Tensor) -> tuple[int, int, Labels]:
         """The node that made a tensor, which of its outputs it is, and its labels."""
@@ -134,7 +139,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._observer.on_meta:
             node.asked = Asked(op, arguments, tensors, out)
             known = tensors if op.name in _UNFILLED else (*tensors, *results)
-            node.constants = [t.clone() for t in known if not t.is_meta and t.numel() <= _SMALL]
+            node.constants = [None if t.is_meta else t.clone() if t.numel() <= _SMALL else LARGE for t in known]
         labels = self._observer.finish(node, out, labels)
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
@@ -170,6 +175,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._observer.record.touched.add(self._nodes[known[1].node].op)
             return known[1]
         node = self._leaf("input", parametric=False)
+        self._observer.record.has_constants |= id(tensor) not in self._given
         value = Value((None,) * tensor.ndim, node.index, 0, False, self._run)
         # Kept alive beside its value, so that its id is not given to another tensor.
         self._values[id(tensor)] = (tensor, value)

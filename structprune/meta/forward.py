@@ -45,7 +45,9 @@ def running(model: nn.Module, training: bool) -> Iterator[None]:
         random.setstate(states[1])
         np.random.set_state(states[2])
         for module, mode in modes.items():
-            module.training = mode
+            # To set an attribute of a module takes ten times as long as to read it.
+            if module.training is not mode:
+                module.training = mode
 
 
 class ConstantsSeen(TorchFunctionMode):
@@ -74,7 +76,8 @@ def _is_meta(device: Any) -> bool:
 def module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """Keep ``stack[-1]`` at the path of the module that runs."""
     # One hook for all modules, where one for each would have to be put on and taken off thousands of times.
-    paths = {id(m): path for path, m in walk(model) if not isinstance(m, torch.jit.ScriptModule)}
+    modules = walk(model)
+    paths = {id(m): path for path, m in modules if not isinstance(m, torch.jit.ScriptModule)}
 
     def enter(module: nn.Module, _args: Any) -> None:
         path = paths.get(id(module))
@@ -87,7 +90,7 @@ def module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
 
     handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
     try:
-        with _no_word_of_hooks(model):
+        with _no_word_of_hooks(modules):
             yield
     finally:
         for handle in handles:
@@ -96,10 +99,10 @@ def module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _no_word_of_hooks(model: nn.Module) -> Iterator[None]:
+def _no_word_of_hooks(modules: list[tuple[str, nn.Module]]) -> Iterator[None]:
     """A compiled module warns of hooks on all modules: these are ours, and soon gone."""
     compiling = sys.modules.get("torch._dynamo.eval_frame")
-    if compiling is None or not any(isinstance(module, compiling.OptimizedModule) for _, module in walk(model)):
+    if compiling is None or not any(isinstance(module, compiling.OptimizedModule) for _, module in modules):
         yield
         return
     with warnings.catch_warnings():

@@ -20,7 +20,7 @@ from structprune.plan.sensitivity import GroupPlan, Sensitivity
 from structprune.surgery.attributes import holds_size, read_held
 from structprune.surgery.cut import AttributeChange, Cut, Vector
 from structprune.surgery.optimizer_state import check_optimizer
-from structprune.surgery.slicing import cut_copy, cut_in_place
+from structprune.surgery.slicing import cut_copy, cut_in_place, module_at
 
 # A pruned model carries its plan as text, so that a pickle of it does not need structprune.
 CARRIED = "_structprune_plan"
@@ -275,7 +275,7 @@ class Plan:
         for change in self.attributes:
             where = f"{change.module}.{change.name}" if change.module else change.name
             try:
-                module = modules.get(change.module) or model.get_submodule(change.module)
+                module = module_at(model, modules, change.module)
                 held, is_size = read_held(module, change.name), holds_size(module, change.name)
             except Exception as error:  # a property may raise anything
                 raise PlanError(f"The plan does not fit: {where} cannot be read: {error}") from error

@@ -65,8 +65,7 @@ class Replay:
         self._space = space
         self.record = Record(dense.training)
         self.on_meta = any(n.asked is not None for n in dense.nodes)
-        # A cut network that made some where the dense one makes none would go another way, which is noticed.
-        self.expects_constants = dense.makes_constants
+        self.expects_constants = dense.has_constants
         self.mismatches: list[Mismatch] = []
         self._expected = [n for n in dense.nodes if not n.is_leaf]
         self._next = 0
@@ -294,7 +293,13 @@ class Replay:
     def _compare_constants(self, node: Node, dense: Node) -> None:
         """A constant that was computed from a size must not change with it."""
         for got, expected in zip(node.constants, dense.constants, strict=False):
-            if got.shape == expected.shape and not torch.equal(got, expected):
+            if (got is None) != (expected is None):
+                # One is computed and the other was made of numbers, or the one of numbers is kept for a size.
+                text = "a constant is another one than in the dense network: it depends on the size"
+                self.mismatch(dense, text, of_number=True)
+            elif not isinstance(got, torch.Tensor) or not isinstance(expected, torch.Tensor):
+                continue
+            elif got.shape == expected.shape and not torch.equal(got, expected):
                 numbers = [t.flatten()[:3].tolist() for t in (got, expected)]
                 text = f"a constant becomes {numbers[0]}, was {numbers[1]}: it depends on the size"
                 self.mismatch(dense, text, of_number=True)

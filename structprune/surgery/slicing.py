@@ -86,7 +86,7 @@ def cut_in_place(model: nn.Module, cut: Cut, optimizer: torch.optim.Optimizer | 
 
     On any error nothing has changed.
     """
-    tensors = named_tensors(model)
+    tensors, modules = named_tensors(model), dict(walk(model))
     states = cut_states(optimizer, tensors, cut) if optimizer is not None else []
     _check_unused(tensors[name] for name in cut.changed)
     # All that can fail for want of memory happens before the first change.
@@ -105,7 +105,7 @@ def cut_in_place(model: nn.Module, cut: Cut, optimizer: torch.optim.Optimizer | 
             _replace(tensor, data, grads.get(name))
         for change in cut.attributes:
             changed.append(change)
-            set_attributes(model, (change,))
+            _set_attribute(module_at(model, modules, change.module), change)
     except BaseException:
         for tensor, data, grad in undo:
             _replace(tensor, data, grad)
@@ -135,15 +135,26 @@ def _holders(tensor: torch.Tensor) -> int:
 
 def set_attributes(model: nn.Module, changes: Any) -> None:
     """Give modules the sizes of the cut network; a list stays a list."""
-    # Module by module from the root down would take as long as the cut; a shared module has a second path as well.
     modules = dict(walk(model))
     for change in changes:
-        module = modules.get(change.module) or model.get_submodule(change.module)
-        is_list = isinstance(read_held(module, change.name), list)
-        try:
-            write_held(module, change.name, list(change.new) if is_list else change.new)
-        except Exception as error:  # a module may forbid it in any way
-            raise PlanError(f"{change} cannot be set: {type(error).__name__}: {error}") from error
+        _set_attribute(module_at(model, modules, change.module), change)
+
+
+def module_at(model: nn.Module, modules: Mapping[str, nn.Module], path: str) -> nn.Module:
+    """``get_submodule``, by what ``walk`` found: from the root down for every size would take as long as a cut.
+
+    A shared module has a second path, which ``walk`` does not know.
+    """
+    module = modules.get(path)
+    return model.get_submodule(path) if module is None else module
+
+
+def _set_attribute(module: nn.Module, change: AttributeChange) -> None:
+    is_list = isinstance(read_held(module, change.name), list)
+    try:
+        write_held(module, change.name, list(change.new) if is_list else change.new)
+    except Exception as error:  # a module may forbid it in any way
+        raise PlanError(f"{change} cannot be set: {type(error).__name__}: {error}") from error
 
 
 def _replace(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None) -> None:
