@@ -30,6 +30,7 @@ _SMALL = 4096
 _UNFILLED = frozenset(
     f"aten::{name}" for name in "empty empty_like empty_strided empty_permuted new_empty new_empty_strided".split()
 )
+_AS_THEY_ARE = frozenset((type(None), bool, int, float, str, torch.dtype))
 PLACED = frozenset(("aten::slice", "aten::roll"))
 
 
@@ -119,11 +120,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             len(self._nodes),
             op.name,
             self._modules[-1] if self._modules else "",
-            tuple(v.node for v in values) + self._rewriters(tensors),
-            bool(values) and all(v.parametric for v in values),
+            tuple([v.node for v in values]) + self._rewriters(tensors),
+            bool(values) and all([v.parametric for v in values]),
             [tuple(t.shape) for t in tensors],
         )
-        node.sources = tuple((v.node, v.output) for v in values)
+        node.sources = tuple([(v.node, v.output) for v in values])
         node.settings = tuple([(n, _plain(arguments.get(n, op.defaults[n]))) for n in op.settings])
         node.writes = op.in_place
         if op.name in PLACED:
@@ -212,6 +213,8 @@ def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch
 
 def _plain(value: Any) -> Any:
     """An argument as it can be compared: tensors are not, only that there is one."""
+    if type(value) in _AS_THEY_ARE:
+        return value
     if isinstance(value, torch.Tensor):
         return torch.Tensor
     if isinstance(value, (list, tuple)):

@@ -27,15 +27,16 @@ def run_on_meta(op: Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> A
     them (``.item()``, indexing, branches) works. Where they meet a meta tensor they become meta.
     """
     tensors = tensors_among((*args, *kwargs.values()))
-    if not any(t.is_meta for t in tensors):
+    on_meta = [t.is_meta for t in tensors]
+    if not any(on_meta):
         if op.name in _FACTORIES and _asks_for_meta(kwargs) and _is_integer(op, args, kwargs):
             kwargs = {**kwargs, "device": torch.device("cpu")}
         return op.func(*args, **kwargs)
-    if not all(t.is_meta for t in tensors):
+    if not all(on_meta):
         args, kwargs = [_as_meta(a) for a in args], {k: _as_meta(v) for k, v in kwargs.items()}
-        tensors = tensors_among((*args, *kwargs.values()))
+        on_meta = [t.is_meta for t in tensors_among((*args, *kwargs.values()))]
     out = None
-    if all(t.is_meta for t in tensors):
+    if all(on_meta):
         shaper = (IN_PLACE_SHAPERS if op.in_place else SHAPERS).get(op.name)
         out = shaper(args, kwargs) if shaper is not None else None
     return op.func(*args, **kwargs) if out is None else out
