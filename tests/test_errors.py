@@ -224,18 +224,18 @@ def test_an_error_in_the_middle_leaves_the_model_as_it_was(monkeypatch: pytest.M
     model = TinyResNet()
     plan = structprune.plan_pruning(model, 0.5, example_inputs=IMAGE)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    original, calls = slicing.set_attributes, [0]
+    original, calls = slicing._set_attribute, [0]
 
-    def failing(module: nn.Module, changes: Any) -> None:
+    def failing(module: nn.Module, change: Any) -> None:
         calls[0] += 1
         if calls[0] == 5:
             raise MemoryError("no more")
-        original(module, changes)
+        original(module, change)
 
-    monkeypatch.setattr(slicing, "set_attributes", failing)
+    monkeypatch.setattr(slicing, "_set_attribute", failing)
     with pytest.raises(MemoryError):
         plan.apply(model, inplace=True)
-    assert calls[0] == 6
+    assert calls[0] == 10  # the four that were made, and the one that failed, are set back
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert model.block1.conv1.out_channels == 16 and model.stem.out_channels == 16
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)

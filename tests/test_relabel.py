@@ -81,7 +81,7 @@ class Seen:
             "produced": [(position, dim, self.channels(ids)) for position, dim, ids in node.produced],
             "sizes": [(s.name, s.entry, self.channels(s.ids)) for s in node.sizes],
             **{name: self.each(getattr(node, name)) for name in ("batched", "reduced", "pieces", "fresh")},
-            "constants": [(t.shape, t.dtype) for t in node.constants],
+            "constants": [(t.shape, t.dtype) if isinstance(t, torch.Tensor) else t for t in node.constants],
             "replayed": node.replay is not None,
             "asked": None if node.asked is None else (node.asked.operator.name, [*node.asked.arguments]),
         }
