@@ -36,7 +36,8 @@ bench: $(VENV)/.test-installed
 	$(BIN)/python -m tests.bench.comparison --markdown build/bench/2-comparison.md
 	$(BIN)/python -m tests.bench.budgets --markdown build/bench/3-budgets.md
 	$(BIN)/python -m tests.bench.compensation --markdown build/bench/4-compensation.md
-	cat build/bench/*.md > docs/benchmarks.md
+	$(BIN)/python -m tests.bench.accelerator --markdown build/bench/5-accelerator.md
+	for part in build/bench/*.md; do cat $$part; echo; done | sed '$$d' > docs/benchmarks.md
 
 # Over an hour; goes on where it was stopped.
 transfer: $(VENV)/.test-installed

@@ -19,31 +19,26 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import logging
-import math
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
-from transfer import pretrained
-from transfer.network import SmallResNet
+from transfer import images, own
+from transfer.pretraining import EXAMPLE, GRANULARITIES, Pretrained, pretrained, sgd
 from transfer.rates import budgets_up_to, chosen, composed, error, needed
 
 import structprune
-from structprune.transfer import Cut, Failure, Frontier, LearningCurve, Task, finetune, sweep
+from structprune.transfer import Cut, Failure, Frontier, LearningCurve, Task, sweep
 
-GRANULARITIES = ("filter", "channel")
 _DEVELOPMENT_SEEDS = 2
-_PRETRAINING_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ class Experiment:
     development: list[Task]
     pretraining_classes: int | None = None
     pretraining_error: float | None = None
-    after_the_cut: Sequence[tuple[float, str, int, float]] = ()
+    expansions: Mapping[int, Future[Pretrained]] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -67,14 +62,14 @@ def main() -> None:
     _same_settings(options)
     clock = Clock(options.out / "seconds.json")
 
-    experiment = _own(options) if options.model else _small(options)
-    clock.lap()
-    batch = experiment.example.expand(options.batch_size, *experiment.example.shape[1:])
-    dense_step = structprune.count_flops(experiment.model, batch, training=True).flops
-    budgets = budgets_up_to(options.steps, dense_step)
-    cuts = [Cut(0.0, "dense")] + [Cut(r, g) for g in GRANULARITIES for r in options.ratios if r]
-    logging.getLogger("structprune").setLevel(logging.INFO)  # the sweeps say how far they are
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as executor:
+        experiment = _own(options) if options.model else _small(options, executor)
+        clock.lap()
+        logging.getLogger("structprune").setLevel(logging.INFO)  # the sweeps say how far they are
+        batch = experiment.example.expand(options.batch_size, *experiment.example.shape[1:])
+        dense_step = structprune.count_flops(experiment.model, batch, training=True).flops
+        budgets = budgets_up_to(options.steps, dense_step)
+        cuts = [Cut(0.0, "dense")] + [Cut(r, g) for g in GRANULARITIES for r in options.ratios if r]
         run = functools.partial(_run, experiment=experiment, executor=executor, options=options)
         # The seeds of the development runs are none of the stream's.
         seeds = range(options.seeds, options.seeds + _DEVELOPMENT_SEEDS)
@@ -87,6 +82,8 @@ def main() -> None:
         for cut, rate, own in needed(rates, budgets):
             runs[cut][rate] = run(experiment.stream, cut, rate, own, range(options.seeds), "stream")
             clock.lap()
+        after_the_cut = {expansion: future.result() for expansion, future in experiment.expansions.items()}
+    clock.lap()
     frontier = _composed(runs, rates, budgets)
 
     document = {
@@ -95,7 +92,7 @@ def main() -> None:
         "rates": [[*cut, own] for cut, own in rates.items()],
         "tried": [[*cut, r, [error(_of(f, cut), b) for b in budgets]] for r, f in tried.items() for cut in cuts],
         "near": experiment.near,
-        "after_the_cut": experiment.after_the_cut,
+        "after_the_cut": [[e, x.error, x.after_the_cut] for e, x in sorted(after_the_cut.items())],
         "settings": {
             "quick": options.quick, "train": options.train, "seeds": options.seeds, "steps": options.steps,
             "batch_size": options.batch_size, "rates": options.rates, "pretraining_steps": options.pretraining_steps,
@@ -103,7 +100,7 @@ def main() -> None:
             "development_seeds": _DEVELOPMENT_SEEDS,
             "runs": sum(len(f.curves) for f in (*tried.values(), *(f for own in runs.values() for f in own.values()))),
             "seconds": round(clock.seconds), "pretraining_error": experiment.pretraining_error,
-            "pretraining_classes": experiment.pretraining_classes,
+            "pretraining_classes": experiment.pretraining_classes, "expansion": options.expansions[0],
         },
     }  # fmt: skip
     (options.out / "results.json").write_text(json.dumps(document))
@@ -119,8 +116,9 @@ def main() -> None:
 def _same_settings(options: argparse.Namespace) -> None:
     """Results that are stored go on only with the settings that they were made with."""
     file = options.out / "settings.json"
-    named = ("quick", "train", "steps", "pretraining_steps", "batch_size", "model", "weights", "images", "image_size")
-    settings = {name: str(getattr(options, name)) for name in named} | {"format": 3}
+    named = ("quick", "train", "steps", "pretraining_steps", "batch_size", "expansions", "model", "weights",
+             "images", "image_size")  # fmt: skip
+    settings = {name: str(getattr(options, name)) for name in named} | {"format": 4}
     if options.out.is_dir() and any(options.out.iterdir()):
         stored = json.loads(file.read_text()) if file.exists() else {}
         if stored != settings:
@@ -141,6 +139,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--train", type=int, help="training samples of a task")
     parser.add_argument("--steps", type=int, help="budget of a run, in training steps of the dense network")
     parser.add_argument("--pretraining-steps", type=int)
+    parser.add_argument(
+        "--expansions",
+        type=int,
+        nargs="+",
+        default=[2, 4],
+        help="widths of the residual stream, in widths of a block: the first is transferred, the others only pruned",
+    )
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--jobs", type=int, help="processes at a time; default: as many as cores")
     parser.add_argument("--device", help="where to train; with cuda take --jobs 1 or few")
@@ -160,70 +165,27 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _small(options: argparse.Namespace) -> Experiment:
-    from transfer import images
-
+def _small(options: argparse.Namespace, executor: Executor) -> Experiment:
+    samples = 3000 if options.quick else 6000
+    expansions = {
+        expansion: executor.submit(
+            pretrained, options.out / f"pretrained {expansion}.pt", expansion, samples, options.pretraining_steps
+        )
+        for expansion in options.expansions
+    }
     stream = images.stream(options.train)[: options.tasks]
     near = [task.name for task in stream if task.name in images.NEAR]
-    model, train, test, error = _pretrained(images.pretraining(3000 if options.quick else 6000), options)
-    example, development = torch.zeros(1, 1, images.SIDE, images.SIDE), images.development(options.train)
-    cuts = _after_the_cut(model, train, test, example)
-    return Experiment(model, example, stream, near, development, model.fc.out_features, error, cuts)
+    # The first is the one to transfer; the others are pretrained beside the runs.
+    model, error, _ = expansions[options.expansions[0]].result()
+    print(f"pretrained: error {error:.3f} on held-out samples of {model.fc.out_features} classes")
+    development = images.development(options.train)
+    return Experiment(model, EXAMPLE, stream, near, development, model.fc.out_features, error, expansions)
 
 
 def _own(options: argparse.Namespace) -> Experiment:
-    model, transform, example = pretrained.load(options.model, options.weights, options.image_size)
-    stream, development = pretrained.tasks(options.images, transform)
+    model, transform, example = own.load(options.model, options.weights, options.image_size)
+    stream, development = own.tasks(options.images, transform)
     return Experiment(model, example, stream, [], development)
-
-
-def _pretrained(
-    data: tuple[torch.Tensor, torch.Tensor], options: argparse.Namespace
-) -> tuple[SmallResNet, Subset[Any], Subset[Any], float]:
-    """The small ResNet, pretrained once and stored, what it was trained and tested with, and its error."""
-    images, labels = data
-    torch.manual_seed(0)
-    model, file = SmallResNet(int(labels.max()) + 1), options.out / "pretrained.pt"
-    order = torch.randperm(len(labels)).tolist()
-    train, test = (Subset(TensorDataset(images, labels), part) for part in (order[500:], order[:500]))
-    if not file.exists():
-        step = structprune.count_flops(model, images[:_PRETRAINING_BATCH], training=True).flops
-        curve = finetune(
-            model,
-            Task("pretraining", train, test),
-            budget_flops=1.02 * step * options.pretraining_steps,
-            batch_size=_PRETRAINING_BATCH,
-            optimizer=functools.partial(_sgd, rate=0.1, decay=1e-3),
-            schedule=_one_cycle,
-            progress=True,
-        )
-        print(f"pretrained: error {curve.final:.3f} on held-out samples of {model.fc.out_features} classes")
-        torch.save({"model": model.state_dict(), "error": curve.final}, file)
-    stored = torch.load(file, weights_only=True)
-    model.load_state_dict(stored["model"])
-    return model, train, test, stored["error"]
-
-
-def _after_the_cut(
-    model: SmallResNet, train: Subset[Any], test: Subset[Any], example: torch.Tensor
-) -> list[tuple[float, str, int, float]]:
-    """How well the granularities keep what was learnt, before any training: at equal MACs, batch norms estimated anew.
-
-    Returns:
-        The share of MACs, the granularity, the channels inside the first block, and the error on held-out samples.
-    """
-    found = []
-    batches = [images for images, _ in itertools.islice(DataLoader(train, 256), 20)]
-    for share in (0.7, 0.5, 0.3):
-        for granularity in GRANULARITIES:
-            small = structprune.prune_model(
-                model.eval(), granularity=granularity, macs=share, example_inputs=example, round_to=1
-            )
-            structprune.recalibrate(small, batches)
-            with torch.no_grad():
-                wrong = [(small.eval()(x).argmax(1) != y).float().mean() for x, y in DataLoader(test, len(test))]
-            found.append((share, granularity, small.stages[0].conv2.out_channels, float(wrong[0])))
-    return found
 
 
 def _run(
@@ -246,7 +208,7 @@ def _run(
         example_inputs=experiment.example,
         pruning={"round_to": 1},
         prepare=_follow_quickly,
-        optimizer=functools.partial(_sgd, rate=rate, decay=5e-4),
+        optimizer=functools.partial(sgd, rate=rate, decay=5e-4),
         schedule=_constant,
         batch_size=options.batch_size,
         evaluate_at=sorted([*budgets, *between]),
@@ -292,18 +254,9 @@ def _follow_quickly(model: nn.Module, task: Task) -> nn.Module:
     return model
 
 
-def _sgd(parameters: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay, nesterov=True)
-
-
 def _constant(spent: float) -> float:
     """So that every point of a curve is what a run of that budget would end with."""
     return 1.0
-
-
-def _one_cycle(spent: float) -> float:
-    """Up over the first tenth, then down to zero along a cosine."""
-    return min(1.0, spent / 0.1 + 1e-3) * 0.5 * (1 + math.cos(math.pi * spent))
 
 
 class Clock:

@@ -13,11 +13,11 @@ __all__ = ["Bottleneck", "ResNet50", "resnet50"]
 
 
 class Bottleneck(nn.Module):
-    """``relu(shortcut(x) + 1x1(3x3(1x1(x))))``; the last convolution widens four times."""
+    """``relu(shortcut(x) + 1x1(3x3(1x1(x))))``; the last convolution widens ``expansion`` times."""
 
-    def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
+    def __init__(self, inputs: int, width: int, stride: int = 1, expansion: int = 4) -> None:
         super().__init__()
-        outputs = 4 * width
+        outputs = expansion * width
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
@@ -30,7 +30,7 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``(n, inputs, h, w)`` to ``(n, 4 * width, h / stride, w / stride)``."""
+        """Map ``(n, inputs, h, w)`` to ``(n, expansion * width, h / stride, w / stride)``."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))

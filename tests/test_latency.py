@@ -8,16 +8,21 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 
 import structprune
-from structprune import Latency, OptionError, compare, measure_latency
-from structprune.measure.comparison import bootstrap_interval
+from structprune import Latency, OptionError, compare, count_flops, measure_latency
+from structprune.measure import causes
+from structprune.measure.comparison import bootstrap_interval, timed_calls
+from structprune.measure.profile import of_operators
+from structprune.measure.runner import Runner, Setting
 from tests.bench.comparison import Sleeps
 
 X = torch.randn(2, 3, 64, 64)
@@ -295,6 +300,43 @@ def test_cause_overhead() -> None:
     dense, pruned = Padded(128), Padded(16)
     comparison = compare(dense, pruned, torch.randn(1, 128), min_seconds=0.3, device="cpu")
     assert comparison.busy or any(cause.startswith("Overhead-bound") for cause in comparison.causes)
+
+
+def test_far_from_both_ceilings_nothing_is_memory_bound() -> None:
+    """Small layers take what their calls take: the roofline's own time is next to nothing."""
+    runner = Runner(Many(16), timed_calls(Many(16), torch.randn(1, 16)), Setting(torch.device("cpu")))
+    count = count_flops(runner.model, runner.calls)
+    slow = Slow(runner)
+    assert causes._memory(slow, count) is None  # type: ignore[arg-type]
+    slow.factor = 1e-6
+    share, text = causes._memory(slow, count)  # type: ignore[arg-type, misc]
+    assert share == 1 and text.startswith("Memory-bound: for 100% of the pruned model's time it moves bytes")
+
+
+class Slow:
+    """A runner that says it took another time."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner, self.factor = runner, 1e3
+
+    def block(self, forwards: int) -> float:
+        return self.factor * self.runner.block(forwards)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runner, name)
+
+
+def test_a_kernel_is_not_counted_beside_its_operator() -> None:
+    def event(key: str, device: DeviceType, microseconds: float) -> Any:
+        return SimpleNamespace(key=key, device_type=device, self_device_time_total=microseconds)
+
+    events = [
+        event("aten::native_layer_norm", DeviceType.CPU, 30.0),
+        event("void at::native::vectorized_layer_norm_kernel<c10::BFloat16>(c10::BFloat16*)", DeviceType.CUDA, 30.0),
+        event("cudaLaunchKernel", DeviceType.CPU, 0.0),
+        event("aten::empty", DeviceType.CPU, 0.0),
+    ]
+    assert of_operators(events, 2) == {"aten::native_layer_norm": pytest.approx(15e-6)}
 
 
 class Padded(Many):

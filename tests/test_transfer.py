@@ -31,7 +31,7 @@ from structprune.transfer import (
     plot_stream,
     sweep,
 )
-from structprune.transfer.interval import interval
+from structprune.transfer.interval import interval, jackknife
 
 BATCH = 16
 
@@ -320,8 +320,8 @@ def test_the_best_at_a_budget_and_where_they_cross() -> None:
     assert frontier.low_compute("a") == pytest.approx(100, rel=0.6)
     mean, (least, most) = frontier.improvement("filter")
     assert 0.4 < least <= mean <= most < 0.55
-    assert frontier.gain(10)[0] == pytest.approx(1 - (0.4 / 0.8 + 0.41 / 0.81) / 2)
-    assert frontier.gain(1000, cut=(0.5, "filter"))[0] == pytest.approx(1 - (0.2 / 0.1 + 0.21 / 0.11) / 2)
+    assert frontier.gain(10)[0] == pytest.approx(1 - 0.405 / 0.805)
+    assert frontier.gain(1000, cut=(0.5, "filter"))[0] == pytest.approx(1 - 0.205 / 0.105)
     assert frontier.cost((0.5, "filter")) == 1
     assert frontier.area((0.5, "filter")) < frontier.area((0.0, "dense"))
     assert frontier.stream((0.0, "dense"), 1000) == ([1000, 2000], pytest.approx([0.105, 0.105]))
@@ -354,6 +354,26 @@ def test_luck_in_choosing_is_no_gain() -> None:
     frontier = Frontier(curves)
     assert frontier.best(50).metric == pytest.approx(1.4 / 3)  # which is no better than the dense network's 0.5
     assert frontier.gain(50)[0] == pytest.approx(1 - 0.6 / 0.5)
+
+
+def test_a_seed_in_which_the_dense_network_hardly_errs_does_not_rule() -> None:
+    curves = []
+    for seed, dense in enumerate((0.5, 0.5, 0.001)):
+        curves.append(made("a", 0.0, "dense", seed, [0.9, dense, dense]))
+        curves.append(made("a", 0.5, "filter", seed, [0.9, 0.25, 0.25]))
+    gain, (low, high) = Frontier(curves).gain(50)
+    assert gain == pytest.approx(1 - 0.75 / 1.001)  # the mean of the seeds' ratios would be -82
+    assert low < 0 < gain < high
+    # A seed without a run of one network says nothing of the other's either.
+    lacking = Frontier([c for c in curves if c.about["seed"] != 2 or c.cut[0] == 0])
+    assert lacking.gain(50)[0] == pytest.approx(0.5)
+
+
+def test_where_nobody_errs_nothing_is_gained() -> None:
+    curves = [made("a", r, g, 0, [0.9, 0.0, 0.0]) for r, g in ((0.0, "dense"), (0.5, "filter"))]
+    gain, band = Frontier(curves).gain(50)
+    assert gain == 0 and all(map(math.isnan, band))
+    assert math.isnan(Frontier([curves[0], made("a", 0.5, "filter", 0, [0.9, 0.1, 0.1])]).gain(50)[0])
 
 
 def test_granularities_at_equal_cost() -> None:
@@ -396,6 +416,17 @@ def test_intervals_are_student_s(count: int) -> None:
     assert low <= expected[0] + 1e-3 and high >= expected[1] - 1e-3
     assert high - low == pytest.approx(expected[1] - expected[0], rel=0.03)
     assert all(map(math.isnan, interval(np.array([1.0, math.nan]))))
+    assert jackknife(lambda own: float(samples[own].mean()), np.arange(count)) == pytest.approx((low, high))
+
+
+def test_the_jackknife_of_a_ratio() -> None:
+    """Against the delta method, which it agrees with where there are many samples."""
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(1, 0.3, 4000), generator.normal(2, 0.3, 4000)
+    ratio = a.mean() / b.mean()
+    deviation = float(np.std(a - ratio * b, ddof=1)) / b.mean() / math.sqrt(len(a))
+    low, high = jackknife(lambda own: float(a[own].mean() / b[own].mean()), np.arange(len(a)))
+    assert (low + high) / 2 == pytest.approx(ratio) and (high - low) / 2 == pytest.approx(1.98 * deviation, rel=0.02)
 
 
 def test_plots() -> None:

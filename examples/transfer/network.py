@@ -14,8 +14,15 @@ class SmallResNet(nn.Module):
     Bottlenecks have what both granularities need: filters inside a block, and channels of the residual stream.
     """
 
-    def __init__(self, classes: int, width: int = 32, blocks: int = 2) -> None:
-        """Make the layers; the last stage has ``16 * width`` channels."""
+    def __init__(self, classes: int, width: int = 32, expansion: int = 2, blocks: int = 2) -> None:
+        """Make the layers.
+
+        Args:
+            classes: Width of the head.
+            width: Channels inside the blocks of the first stage; twice and four times as many in the others.
+            expansion: How many times wider than the inside of its blocks the residual stream is.
+            blocks: Of a stage.
+        """
         super().__init__()
         channels = 2 * width
         self.stem = nn.Sequential(
@@ -24,8 +31,8 @@ class SmallResNet(nn.Module):
         stages: list[nn.Module] = []
         for stage in range(3):
             for block in range(blocks):
-                stages.append(Bottleneck(channels, width * 2**stage, 2 if stage and not block else 1))
-                channels = 4 * width * 2**stage
+                stages.append(Bottleneck(channels, width * 2**stage, 2 if stage and not block else 1, expansion))
+                channels = expansion * width * 2**stage
         self.stages = nn.Sequential(*stages)
         self.fc = nn.Linear(channels, classes)
 

@@ -97,7 +97,8 @@ def _setting(frontier: Frontier, document: dict[str, Any]) -> str:
     failed = f", {len(frontier.failures)} failed" if frontier.failures else ""
     return f"""## What was run
 
-A ResNet of bottlenecks (`examples/transfer/network.py`) is pretrained for {settings["pretraining_steps"]:,} steps on
+A ResNet of bottlenecks (`examples/transfer/network.py`), its residual stream {settings["expansion"]} times as wide as
+the inside of its blocks, is pretrained for {settings["pretraining_steps"]:,} steps on
 scikit-learn's digits 0 to 4, drawn shapes and textures, and letters of an invented script:
 {settings["pretraining_classes"]} classes, most of them letters. It errs on {settings["pretraining_error"]:.1%} of
 held-out samples. It is pruned without data, by the L2 norm, and every network is fine-tuned whole on every task,
@@ -217,18 +218,31 @@ interpolated over the logarithm of FLOPs); positive means that filters make fewe
 
 {_table(["tasks", "network", "filters against channels", "95 % interval"], rows)}
 
-{verdict} To save as much, filters must leave the inside of a bottleneck
-narrower, since `"channel"` takes from the wide residual stream too. What the cut alone costs, at equal MACs, before any
-training, with batch norms estimated anew on the data of pretraining:
+{verdict}
 
-{
-        _table(
-            ["MACs left", "granularity", "channels inside the first block", "error on the classes of pretraining"],
-            [[f"{share:g}", g, f"{width}", f"{error:.1%}"] for share, g, width, error in after_the_cut],
-        )
-    }
+![Both granularities on the near tasks](figures/transfer-granularities.svg){_expansions(after_the_cut)}"""
 
-![Both granularities on the near tasks](figures/transfer-granularities.svg)"""
+
+def _expansions(after_the_cut: Sequence[Any]) -> str:
+    """What the width of the residual stream has to do with it."""
+    if not after_the_cut:
+        return ""
+    rows = []
+    for expansion, dense, cuts in after_the_cut:
+        errors = {(share, granularity): error for share, granularity, _, error in cuts}
+        inside = {(share, granularity): width for share, granularity, width, _ in cuts}
+        for share in sorted({share for share, *_ in cuts}, reverse=True):
+            both = [f"{errors[share, g]:.1%} ({inside[share, g]})" for g in ("filter", "channel")]
+            rows.append([f"{expansion}", f"{dense:.1%}", f"{share:g}", *both])
+    return f"""
+
+Which of them keeps more depends on the network. `"channel"` takes from the residual stream too, so that it may leave
+the inside of a bottleneck wider for the same MACs. The wider the stream, the more of it can go without harm, and the
+more MACs are in the convolutions to and from it, which filters make narrower on one side alone. These networks differ
+in nothing else; what they err on the classes of pretraining after the cut, before any training, with batch norms
+estimated anew (and the channels that are left inside the first block):
+
+{_table(["stream, in widths of a block", "dense", "MACs left", "filter", "channel"], rows)}"""
 
 
 def _in_the_end(frontier: Frontier, unit: int) -> str:

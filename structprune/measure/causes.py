@@ -71,12 +71,20 @@ def _overhead(dense: nn.Module, pruned: nn.Module, calls: Invocations, runners: 
     # A larger batch is cheaper an entry for the dense model too; the shortfall is overhead only if it shrinks.
     if len(gained) < 2 or gained[0] / gained[1] < _GAINS * _seconds(runners[0]) / here:
         return None
+    of_entries = (
+        f"(an entry takes {seconds_text(here / batch)}, in a batch of {saturating} {seconds_text(best)}); with "
+        f"{saturating} the same pair gives {gained[0] / gained[1]:.2f}."
+    )
+    if setting.cuda_graph:
+        # Nothing is launched one by one any more: the kernels themselves are too small.
+        return share, (
+            f"Too little work: a batch of {batch} uses about {1 - share:.0%} of what the device can do {of_entries} "
+            "Larger batches help."
+        )
     launching = "launching kernels and in Python" if setting.device.type != "cpu" else "calling operators and in Python"
     return share, (
         f"Overhead-bound: with a batch of {batch} about {share:.0%} of the pruned model's time goes into {launching}, "
-        f"not into the work (an entry takes {seconds_text(here / batch)}, in a batch of {saturating} "
-        f"{seconds_text(best)}); with {saturating} the same pair gives {gained[0] / gained[1]:.2f}. Larger batches, "
-        "compile=True or cuda_graph=True help."
+        f"not into the work {of_entries} Larger batches, compile=True or cuda_graph=True help."
     )
 
 
@@ -141,22 +149,22 @@ def _by_operator(runners: Sequence[Runner], counts: Sequence[FlopCount]) -> list
 
 
 def _memory(runner: Runner, count: FlopCount) -> Cause | None:
-    """The share of the roofline's time in modules that move bytes longer than they compute.
+    """The share of the measured time that moving bytes must take in modules that move them longer than they compute.
 
-    The roofline model: Williams, Waterman and Patterson, 2009. Both ceilings are measured here.
+    The roofline model: Williams, Waterman and Patterson, 2009. Both ceilings are measured here. Held against the time
+    that was measured and not against the roofline's own: a small batch may be far from both ceilings.
     """
     leaves = [cost for cost in count.by_module.walk() if not cost.children and cost.moved_bytes]
     if not leaves:
         return None
     flops, bandwidth = _ceilings(runner, max(cost.moved_bytes for cost in leaves))
     bound = [(2 * cost.macs / flops, cost.moved_bytes / bandwidth) for cost in leaves]
-    total = sum(max(pair) for pair in bound)
-    share = sum(moving for computing, moving in bound if moving > computing) / total
+    share = min(1.0, sum(moving for computing, moving in bound if moving > computing) / _seconds(runner))
     if share < _SHARE_WORTH_SAYING:
         return None
     return share, (
-        f"Memory-bound: in modules that hold {share:.0%} of the time that the roofline allows, moving bytes takes "
-        f"longer than computing ({bandwidth / 1e9:.0f} GB/s and {flops / 1e12:.2g} TFLOP/s measured here). Their time "
+        f"Memory-bound: for {share:.0%} of the pruned model's time it moves bytes in modules where that takes longer "
+        f"than computing ({bandwidth / 1e9:.0f} GB/s and {flops / 1e12:.2g} TFLOP/s measured here). That time "
         "falls with the channels, where MACs fall with their square."
     )
 
@@ -165,9 +173,10 @@ def _ceilings(runner: Runner, moved: int) -> tuple[float, float]:
     """FLOPs a second of a large matrix product, bytes a second of a copy as large as the largest module's."""
     device = runner.setting.device
     dtype = next((p.dtype for p in runner.model.parameters() if p.is_floating_point()), torch.float32)
-    side = 1024 if device.type == "cpu" else 8192
+    # On an accelerator a small copy would time its launch and the cache.
+    side, least = (1024, 1 << 20) if device.type == "cpu" else (8192, 1 << 28)
     a = torch.randn(side, side, device=device).to(dtype)
-    source = torch.empty(max(moved // 2, 1 << 20), dtype=torch.uint8, device=device)
+    source = torch.empty(max(moved // 2, least), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     with torch.inference_mode():
         product = _fastest(runner, lambda: a @ a)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from structprune.errors import OptionError
 from structprune.measure.quantities import scaled
 from structprune.transfer.cut import DENSE, Cut
-from structprune.transfer.interval import Interval, interval, mean
+from structprune.transfer.interval import Interval, interval, jackknife, mean
 from structprune.transfer.runs import Runs
 from structprune.transfer.scaling import ScalingLaw
 
@@ -79,15 +79,13 @@ class Frontier(Runs):
     ) -> tuple[float, Interval]:
         """How much less the best pruned network errs than the dense one at a budget: ``1 - pruned / dense``.
 
-        The pruned network is the best of a granularity on all *other* seeds, so that luck in choosing is not counted
-        as gain; or the one ``cut``. The relative gain is averaged over tasks.
+        Errors are means over seeds; the relative gain is averaged over tasks. The pruned network is, for every seed,
+        the best of a granularity on all *others*, so that luck in choosing is not counted as gain; or the one ``cut``.
 
         Returns:
-            The mean, and its 95 % interval over seeds.
+            The gain, and its 95 % interval over seeds, by the jackknife.
         """
-        tasks = tasks or self.tasks
-        by_seed = mean(np.array([self._gains(t, [budget], granularity, cut, tasks) for t in tasks])[..., 0], axis=0)
-        return float(mean(by_seed)), interval(by_seed)
+        return self._gained({task: [budget] for task in tasks or self.tasks}, granularity, cut)
 
     def improvement(
         self, granularity: str = "filter", *, tasks: Sequence[str] = (), cut: tuple[float, str] | None = None
@@ -95,14 +93,10 @@ class Frontier(Runs):
         """``gain`` in the low-compute regime: averaged over the budgets up to each task's ``low_compute``, then tasks.
 
         Returns:
-            The mean, and its 95 % interval over seeds.
+            The gain, and its 95 % interval over seeds, by the jackknife.
         """
-        tasks = tasks or self.tasks
-        regimes = {t: [b for b in self.budgets if b <= self.low_compute(t)] for t in tasks}
-        by_seed = mean(
-            np.array([mean(self._gains(t, regimes[t], granularity, cut, tasks), axis=1) for t in tasks]), axis=0
-        )
-        return float(mean(by_seed)), interval(by_seed)
+        regimes = {t: [b for b in self.budgets if b <= self.low_compute(t)] for t in tasks or self.tasks}
+        return self._gained(regimes, granularity, cut)
 
     def against(
         self, granularity: str, other: str, *, tasks: Sequence[str] = (), cut: tuple[float, str] | None = None
@@ -135,19 +129,28 @@ class Frontier(Runs):
         by_seed = 1 - errors / others
         return float(mean(by_seed)), interval(by_seed)
 
-    def _gains(
-        self, task: str, budgets: Sequence[float], granularity: str, cut: tuple[float, str] | None, tasks: Sequence[str]
-    ) -> npt.NDArray[np.float64]:
-        """Relative gains on a task, by seed and budget."""
+    def _gained(
+        self, budgets: Mapping[str, Sequence[float]], granularity: str, cut: tuple[float, str] | None
+    ) -> tuple[float, Interval]:
+        """What is gained, averaged over the budgets of each task and then over tasks, and its interval."""
+        tasks = list(budgets)
         pruned = [c for c in self.cuts_of(granularity) if c != DENSE]
-        gains = np.full((len(self.seeds), len(budgets)), np.nan)
-        for row, seed in enumerate(self.seeds):
-            others = [s for s in self.seeds if s != seed]
-            for column, budget in enumerate(budgets):
-                chosen = cut or self._least(pruned, budget, tasks, others)
-                error, dense = (self.metric(c, budget, tasks=[task], seeds=[seed]) for c in (chosen, DENSE))
-                gains[row, column] = 1 - _share(error, dense)
-        return gains
+        errors = []
+        for task, own in budgets.items():
+            found = np.full((2, len(self.seeds), len(own)), np.nan)
+            for row, seed in enumerate(self.seeds):
+                others = [s for s in self.seeds if s != seed]
+                for column, budget in enumerate(own):
+                    chosen = cut or self._least(pruned, budget, tasks, others)
+                    for k, one in enumerate((chosen, DENSE)):
+                        found[k, row, column] = self.metric(one, budget, tasks=[task], seeds=[seed])
+            errors.append(found)
+
+        def gained(seeds: npt.NDArray[np.int64]) -> float:
+            return float(mean(np.array([_gain(*found[:, seeds]) for found in errors])))
+
+        everything = np.arange(len(self.seeds))
+        return gained(everything), jackknife(gained, everything)
 
     def _least(self, cuts: Sequence[Cut], budget: float, tasks: Sequence[str], seeds: Sequence[int] = ()) -> Cut:
         means = {cut: self.metric(cut, budget, tasks=tasks, seeds=seeds) for cut in cuts}
@@ -224,8 +227,13 @@ class Frontier(Runs):
         return "\n".join([head, *rows, *failed])
 
 
-def _share(error: float, reference: float) -> float:
-    """One error as a share of another; 1 where both are zero, NaN where only the reference is."""
-    if reference > 0:
-        return error / reference
-    return 1.0 if error == reference == 0 else math.nan
+def _gain(errors: npt.NDArray[np.float64], dense: npt.NDArray[np.float64]) -> float:
+    """``1 - errors / dense`` of means over seeds, averaged over budgets.
+
+    A mean of the ratios of every seed would be ruled by the seed whose dense error happens to be next to nothing.
+    """
+    missing = np.isnan(errors) | np.isnan(dense)
+    error, reference = (mean(np.where(missing, np.nan, values), axis=0) for values in (errors, dense))
+    # Both zero: nothing is gained. The reference alone: no share says how much is lost.
+    shares = np.divide(error, reference, out=np.where(error == 0, 1.0, np.nan), where=reference > 0)
+    return float(mean(1 - shares))

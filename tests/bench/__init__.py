@@ -9,4 +9,4 @@ def publish(text: str, path: Path | None) -> None:
     """Write a section of the page, if it is wanted."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text.strip() + "\n")

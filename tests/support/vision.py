@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ _WITH_ATTENTION = ("vit_", "swin", "maxvit")
 
 def torchvision() -> ModuleType:
     """Import torchvision; without its compiled library its operators must be declared first."""
-    if not _LIBRARIES and not hasattr(torch.ops.torchvision, "nms"):
+    if not _LIBRARIES and not _compiled():
         library = torch.library.Library("torchvision", "DEF")
         for schema in _SCHEMAS.strip().splitlines():
             library.define(schema.strip())
@@ -36,6 +38,18 @@ def torchvision() -> ModuleType:
     import torchvision.models
 
     return torchvision
+
+
+def _compiled() -> bool:
+    """Whether torchvision's own library can be loaded: it is built against one PyTorch, and often for CUDA alone."""
+    found = importlib.util.find_spec("torchvision")
+    assert found is not None and found.origin is not None, "the tests need torchvision: see the Makefile"
+    try:
+        for file in Path(found.origin).parent.glob("_C*.so"):
+            torch.ops.load_library(file)
+    except OSError:
+        return False
+    return hasattr(torch.ops.torchvision, "nms")
 
 
 def classification_models() -> list[str]:

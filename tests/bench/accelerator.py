@@ -1,0 +1,130 @@
+"""What a cut really gives on an accelerator, beside what its MACs promise.
+
+Run by hand where there is one::
+
+    python -m tests.bench.accelerator --json docs/figures/accelerator.json
+
+Three networks with random weights, half of the channels gone in both granularities, in half precision. Eager mode and a
+captured graph stand side by side, since the difference is what launching kernels costs. ``make bench`` makes the page's
+part of the stored results, as not every machine has such a device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import structprune
+from tests.bench import publish
+from tests.support import vision
+
+STORED = Path(__file__).parents[2] / "docs" / "figures" / "accelerator.json"
+NETWORKS = {"resnet50": (1, 256), "convnext_tiny": (256,), "vit_b_16": (256,)}
+CUTS = (("filter", 0.5), ("channel", 0.5))
+EXAMPLE = torch.randn(1, 3, 224, 224)
+
+
+def main() -> None:
+    """Measure and store, or write the page's part of what is stored."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--min-seconds", type=float, default=1.5)
+    parser.add_argument("--json", type=Path, help="measure, and store the results here")
+    parser.add_argument("--markdown", type=Path, help="write the section on the stored results here")
+    arguments = parser.parse_args()
+    if arguments.json is None:
+        text = section(json.loads(STORED.read_text()))
+        print(text)
+        publish(text, arguments.markdown)
+        return
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        raise SystemExit("PyTorch finds no accelerator here.")
+    torch.manual_seed(0)
+    rows = []
+    for name in arguments.networks:
+        for batch in NETWORKS[name]:
+            rows += measured(name, batch, arguments.min_seconds)
+            # Stored as they come: the machine may be lent for minutes.
+            publish(json.dumps(document(rows), indent=1) + "\n", arguments.json)
+    print(section(document(rows)))
+
+
+def measured(name: str, batch: int, min_seconds: float) -> list[dict[str, Any]]:
+    """One network with one batch: both cuts, eager and captured."""
+    model = getattr(vision.torchvision().models, name)().eval()
+    found = []
+    for granularity, ratio in CUTS:
+        small = structprune.prune_model(model, ratio, granularity, example_inputs=EXAMPLE)
+        for captured in (False, True):
+            comparison = structprune.compare(
+                model,
+                small,
+                EXAMPLE,
+                dtype=torch.bfloat16,
+                batch_size=batch,
+                channels_last=name != "vit_b_16",
+                cuda_graph=captured,
+                min_seconds=min_seconds,
+            )
+            print(f"{name}, batch of {batch}, {granularity}, graph {captured}: {comparison.verdict}", flush=True)
+            found.append(
+                {
+                    "network": name, "batch": batch, "granularity": granularity, "ratio": ratio, "captured": captured,
+                    "dense_ms": 1e3 * comparison.dense.latency.median, "promised": comparison.theoretical_speedup,
+                    "speedup": comparison.speedup, "interval": comparison.speedup_interval, "busy": comparison.busy,
+                    "params": comparison.pruned.params / comparison.dense.params,
+                }
+            )  # fmt: skip
+    return found
+
+
+def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The results and where they are from."""
+    device = structprune.measure.machine.device_name(torch.accelerator.current_accelerator())
+    return {"device": device, "machine": platform.machine(), "torch": torch.__version__, "rows": rows}
+
+
+def section(stored: dict[str, Any]) -> str:
+    """The page's part."""
+    lines = [
+        "## On an accelerator",
+        "",
+        f"`compare` on one {stored['device']}, PyTorch {stored['torch']}, bfloat16, half of the channels gone, from "
+        "`tests/bench/accelerator.py`. *Captured* is a CUDA graph: no time goes into launching kernels.",
+        "",
+        "| network | batch | granularity | dense, ms | MACs promise | eager | captured |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    pairs: dict[tuple[str, int, str], dict[bool, dict[str, Any]]] = {}
+    for row in stored["rows"]:
+        pairs.setdefault((row["network"], row["batch"], row["granularity"]), {})[row["captured"]] = row
+    for (name, batch, granularity), by_mode in pairs.items():
+        eager = by_mode[False]
+        gains = " | ".join(_gain(by_mode[mode]) for mode in (False, True))
+        lines.append(
+            f"| {name} | {batch} | {granularity} | {eager['dense_ms']:.2f} | {eager['promised']:.2f} | {gains} |"
+        )
+    lines += [
+        "",
+        "The time falls by much less than the MACs: normalisations, activations and additions move bytes, which fall with "
+        "the channels at most, and a batch of one leaves such a device mostly idle.",
+        "[Measuring](measuring.md) says how `compare` finds the causes on yours.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _gain(row: dict[str, Any]) -> str:
+    if row["busy"]:
+        return "too busy to tell"
+    low, high = row["interval"]
+    return f"{row['speedup']:.2f} ({low:.2f} to {high:.2f})"
+
+
+if __name__ == "__main__":
+    main()
