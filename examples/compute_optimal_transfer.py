@@ -3,7 +3,7 @@
 Run it from the repository root; it needs scikit-learn, and matplotlib for the figures::
 
     python examples/compute_optimal_transfer.py --quick     # under 25 minutes on two cores
-    python examples/compute_optimal_transfer.py             # more pretraining, four times the budget
+    python examples/compute_optimal_transfer.py             # more pretraining, twice the budget, a wider grid of rates
     python examples/compute_optimal_transfer.py --docs docs # and write the page and its figures
 
 A small ResNet is pretrained on half of scikit-learn's digits and on drawn images, then pruned without data at three
@@ -129,11 +129,11 @@ def _same_settings(options: argparse.Namespace) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a shorter pretraining, a smaller budget")
+    parser.add_argument("--quick", action="store_true", help="a shorter pretraining, a smaller budget, fewer rates")
     parser.add_argument("--out", type=Path, help="folder of the results; default build/transfer/quick or full")
     parser.add_argument("--docs", type=Path, help="write the page and its figures here")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75])
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.04, 0.16], help="to choose from")
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates to choose from")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", type=int, help="only so many of the stream")
     parser.add_argument("--train", type=int, help="training samples of a task")
@@ -160,7 +160,8 @@ def _options() -> argparse.Namespace:
         parser.error("--docs writes the page on the built-in network; --out has the results of yours")
     options.out = options.out or Path("build/transfer") / ("quick" if options.quick else "full")
     options.train = options.train or 200  # few, as when one transfers
-    options.steps = options.steps or (64 if options.quick else 256)
+    options.steps = options.steps or (64 if options.quick else 128)
+    options.rates = options.rates or ([0.01, 0.04, 0.16] if options.quick else [0.0025, 0.01, 0.04, 0.16])
     options.pretraining_steps = options.pretraining_steps or (1500 if options.quick else 3000)
     return options
 
@@ -193,7 +194,6 @@ def _run(
     experiment: Experiment, executor: Executor, options: argparse.Namespace,
 ) -> Frontier:  # fmt: skip
     """One network with one learning rate, on every task and seed, tested at the budgets that it is meant for."""
-    between = [] if options.quick else [budget * 0.5**0.5 for budget in budgets]
     extra: dict[str, Any] = {"device": options.device} if options.device else {}
     return sweep(
         experiment.model,
@@ -211,7 +211,7 @@ def _run(
         optimizer=functools.partial(sgd, rate=rate, decay=5e-4),
         schedule=_constant,
         batch_size=options.batch_size,
-        evaluate_at=sorted([*budgets, *between]),
+        evaluate_at=budgets,
         **extra,
     )
 

@@ -325,7 +325,7 @@ def test_the_best_at_a_budget_and_where_they_cross() -> None:
     assert frontier.cost((0.5, "filter")) == 1
     assert frontier.area((0.5, "filter")) < frontier.area((0.0, "dense"))
     assert frontier.stream((0.0, "dense"), 1000) == ([1000, 2000], pytest.approx([0.105, 0.105]))
-    assert frontier.recommend(10).ratio == 0.5 and frontier.regret("a") == pytest.approx(0)
+    assert frontier.recommend(10).ratio == 0.5 and frontier.regret("a") == frontier.regret() == pytest.approx(0)
     assert Frontier.from_json(frontier.to_json()).to_json() == frontier.to_json()
     with pytest.raises(OptionError, match="all runs failed: there were none"):
         Frontier([])
@@ -374,6 +374,19 @@ def test_where_nobody_errs_nothing_is_gained() -> None:
     gain, band = Frontier(curves).gain(50)
     assert gain == 0 and all(map(math.isnan, band))
     assert math.isnan(Frontier([curves[0], made("a", 0.5, "filter", 0, [0.9, 0.1, 0.1])]).gain(50)[0])
+
+
+def test_regret_of_advice_that_does_not_fit() -> None:
+    """On one task the cut gains a tenth of what it costs on the other: each is advised what the other needs."""
+    curves = [made(task, r, g, 0, [0.9, *[e] * 2]) for task, r, g, e in (
+        ("a", 0.0, "dense", 0.5), ("a", 0.5, "filter", 0.4), ("b", 0.0, "dense", 0.1), ("b", 0.5, "filter", 0.11),
+        ("c", 0.0, "dense", 0.5), ("c", 0.5, "filter", 0.4),
+    )]  # fmt: skip
+    frontier = Frontier(curves)
+    assert [frontier.regret(task) for task in "abc"] == pytest.approx([0, 1, 0])
+    assert frontier.regret() == pytest.approx(0.01 / (0.1 + 0.01 + 0.1))
+    with pytest.raises(OptionError, match="needs runs on another one"):
+        Frontier(curves[:2]).regret("a")
 
 
 def test_granularities_at_equal_cost() -> None:

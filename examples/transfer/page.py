@@ -64,7 +64,7 @@ the pruned network is ahead, by more than 20 % in its low-compute regime; in the
 {verdict}: at small budgets the best network with pruned filters makes
 **{gain:.0%} fewer errors** than the dense one (95 % interval over
 {len(frontier.seeds)} seeds: {_percent((low, high))}),
-the mean over {len(frontier.tasks)} tasks. {channels}{_why_not_more(frontier, gain)}
+the mean over {len(frontier.tasks)} tasks. {channels}{_why_not_more(frontier, gain)}{_at_last(frontier)}
 
 ![Error over training FLOPs, mean over all tasks](figures/transfer-errors.svg)
 
@@ -82,8 +82,19 @@ def _why_not_more(frontier: Frontier, gain: float) -> str:
     peak = max((b for b in frontier.budgets if b <= regime), key=lambda b: frontier.gain(b)[0])
     return (
         f"Least is gained on {' and on '.join(least)}. With a budget of one dense step, where no network has learnt "
-        f"much, it is {frontier.gain(first)[0]:.0%}, with {peak / first:.1f} steps {frontier.gain(peak)[0]:.0%}."
+        f"much, it is {frontier.gain(first)[0]:.0%}, with {peak / first:.1f} steps {frontier.gain(peak)[0]:.0%}. "
     )
+
+
+def _at_last(frontier: Frontier) -> str:
+    """What the largest budget shows."""
+    last = frontier.budgets[-1]
+    best, dense = frontier.best(last), frontier.interval(DENSE, last)
+    steps = f"With {last / frontier.budgets[0]:.0f} times the smallest budget"
+    if best.ratio == 0:
+        return f"{steps} the dense network is the best."
+    standing = "is still ahead" if best.interval[1] < dense[0] else "and the dense network are level"
+    return f"{steps} {best.cut} {standing}."
 
 
 def _setting(frontier: Frontier, document: dict[str, Any]) -> str:
@@ -285,12 +296,13 @@ FLOPs of all of them together, for each budget that a task gets.
 def _recommendation(frontier: Frontier, unit: int) -> str:
     rows = [[task, f"{frontier.regret(task):.1%}"] for task in frontier.tasks]
     mean = sum(frontier.regret(task) for task in frontier.tasks) / len(frontier.tasks)
-    rows.append(["**mean**", f"**{mean:.1%}**"])
+    rows += [["mean of the shares", f"{mean:.1%}"], ["**all errors together**", f"**{frontier.regret():.1%}**"]]
     return f"""## Recommendations
 
 `frontier.recommend(budget)` names the ratio to use. To see what it is worth on a task that it does not know, each task
 is held out: the recommendation comes from the others, and its regret is the error that it costs over the best by
-hindsight, as a share of the gap between the best and the worst network, over all budgets.
+hindsight, as a share of the gap between the best and the worst network, over all budgets. A task on which the networks
+hardly differ has a large share of a small gap; the last row adds up errors and gaps before it divides.
 
 {_table(["held out", "regret"], rows)}
 

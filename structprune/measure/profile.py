@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -134,7 +133,7 @@ def of_operators(events: Iterable[Any], rounds: int) -> dict[str, float]:
 
     The profiler lists a kernel's time twice: with the operator that launched it, which ran on the CPU, and by itself.
     """
-    found = {e.key: e.self_device_time_total / 1e6 / rounds for e in events if e.device_type == DeviceType.CPU}
+    found = {e.key: e.self_device_time_total / 1e6 / rounds for e in events if e.device_type.name == "CPU"}
     return {name: seconds for name, seconds in found.items() if seconds > 0 and "::" in name}
 
 

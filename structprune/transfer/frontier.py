@@ -199,22 +199,28 @@ class Frontier(Runs):
         metric, left = predicted[cut], laws.get(cut[1], first).residual
         return Best(budget_flops, *cut, metric, (metric - left, metric + left), predicted[DENSE])
 
-    def regret(self, held_out: str, granularity: str | None = None) -> float:
+    def regret(self, held_out: str | None = None, granularity: str | None = None) -> float:
         """What the recommendation from all other tasks costs on a task, as a share of the gap from best to worst.
 
         At every budget the metric of the recommended cut is held against the best by hindsight; both the losses and the
-        gaps are added up over budgets.
+        gaps are added up over budgets, and over tasks where none is named: each is held out in turn then.
         """
-        others = [task for task in self.tasks if task != held_out]
-        if not others:
+        if len(self.tasks) < 2:
             raise OptionError("A recommendation for a task that was held out needs runs on another one.")
-        lost, spread = 0.0, 0.0
+        costs = [self._cost_of_advice(task, granularity) for task in ([held_out] if held_out else self.tasks)]
+        lost, gap = (sum(parts) for parts in zip(*costs, strict=True))
+        return lost / gap if gap else 0.0
+
+    def _cost_of_advice(self, held_out: str, granularity: str | None) -> tuple[float, float]:
+        """What the advice of the other tasks loses over all budgets, and the gaps from best to worst."""
+        others = [task for task in self.tasks if task != held_out]
+        lost, gap = 0.0, 0.0
         for budget in self.budgets:
             values = {cut: self.metric(cut, budget, tasks=[held_out]) for cut in self.cuts_of(granularity)}
             taken = self.recommend(budget, granularity, tasks=others)
             lost += values[taken.cut] - min(values.values())
-            spread += max(values.values()) - min(values.values())
-        return lost / spread if spread else 0.0
+            gap += max(values.values()) - min(values.values())
+        return lost, gap
 
     def __str__(self) -> str:
         head = f"{'budget':>12}  {'best':<16} {'metric':>8} {'95 % interval':>17} {'dense':>8}"

@@ -112,8 +112,8 @@ def section(stored: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "The time falls by much less than the MACs: normalisations, activations and additions move bytes, which fall with "
-        "the channels at most, and a batch of one leaves such a device mostly idle.",
+        "The time falls by much less than the MACs: normalisations, activations and additions move bytes, which fall "
+        "with the channels at most, and a batch of one leaves such a device mostly idle.",
         "[Measuring](measuring.md) says how `compare` finds the causes on yours.",
     ]
     return "\n".join(lines) + "\n"
