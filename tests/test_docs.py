@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 import structprune
 from structprune import transfer
+from tests.bench import accelerator
 from tests.support import vision
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +118,15 @@ def test_the_readme_counts_the_zoo_as_it_is() -> None:
     right = int(networks) - len(wrong)
     said = " ".join((ROOT / "README.md").read_text().split())
     assert f"has {networks} of them one by one: {right} are pruned in both granularities" in said
+
+
+def test_what_is_said_of_an_accelerator_was_measured_there() -> None:
+    stored = json.loads(accelerator.STORED.read_text())
+    assert accelerator.section(stored).strip() in (DOCS / "benchmarks.md").read_text()
+    resnet = {r["granularity"]: r["speedup"] for r in stored["rows"] if r["batch"] == 256 and not r["captured"]
+              and r["network"] == "resnet50"}  # fmt: skip
+    said = " ".join((ROOT / "README.md").read_text().split())
+    assert f"these cuts give {resnet['filter']:.2f} and {resnet['channel']:.2f}" in said
 
 
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:
