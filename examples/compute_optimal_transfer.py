@@ -22,22 +22,24 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transfer import images, own
-from transfer.pretraining import EXAMPLE, GRANULARITIES, Pretrained, pretrained, sgd
 from transfer.rates import budgets_up_to, chosen, composed, error, needed
 
 import structprune
 from structprune.transfer import Cut, Failure, Frontier, LearningCurve, Task, sweep
 
+if TYPE_CHECKING:
+    from transfer.pretraining import Left
+
+GRANULARITIES = ("filter", "channel")
 _DEVELOPMENT_SEEDS = 2
 
 
@@ -52,7 +54,7 @@ class Experiment:
     development: list[Task]
     pretraining_classes: int | None = None
     pretraining_error: float | None = None
-    expansions: Mapping[int, Future[Pretrained]] = field(default_factory=dict)
+    after_the_cut: Sequence[Left] = ()
 
 
 def main() -> None:
@@ -62,14 +64,14 @@ def main() -> None:
     _same_settings(options)
     clock = Clock(options.out / "seconds.json")
 
+    experiment = _own(options) if options.model else _small(options)
+    clock.lap()
+    batch = experiment.example.expand(options.batch_size, *experiment.example.shape[1:])
+    dense_step = structprune.count_flops(experiment.model, batch, training=True).flops
+    budgets = budgets_up_to(options.steps, dense_step)
+    cuts = [Cut(0.0, "dense")] + [Cut(r, g) for g in GRANULARITIES for r in options.ratios if r]
+    logging.getLogger("structprune").setLevel(logging.INFO)  # the sweeps say how far they are
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as executor:
-        experiment = _own(options) if options.model else _small(options, executor)
-        clock.lap()
-        logging.getLogger("structprune").setLevel(logging.INFO)  # the sweeps say how far they are
-        batch = experiment.example.expand(options.batch_size, *experiment.example.shape[1:])
-        dense_step = structprune.count_flops(experiment.model, batch, training=True).flops
-        budgets = budgets_up_to(options.steps, dense_step)
-        cuts = [Cut(0.0, "dense")] + [Cut(r, g) for g in GRANULARITIES for r in options.ratios if r]
         run = functools.partial(_run, experiment=experiment, executor=executor, options=options)
         # The seeds of the development runs are none of the stream's.
         seeds = range(options.seeds, options.seeds + _DEVELOPMENT_SEEDS)
@@ -79,11 +81,9 @@ def main() -> None:
             clock.lap()
         rates = chosen(tried, cuts, budgets)
         runs: dict[Cut, dict[float, Frontier]] = {cut: {} for cut in cuts}
-        for cut, rate, own in needed(rates, budgets):
-            runs[cut][rate] = run(experiment.stream, cut, rate, own, range(options.seeds), "stream")
+        for cut, rate, points in needed(rates, budgets):
+            runs[cut][rate] = run(experiment.stream, cut, rate, points, range(options.seeds), "stream")
             clock.lap()
-        after_the_cut = {expansion: future.result() for expansion, future in experiment.expansions.items()}
-    clock.lap()
     frontier = _composed(runs, rates, budgets)
 
     document = {
@@ -92,7 +92,7 @@ def main() -> None:
         "rates": [[*cut, own] for cut, own in rates.items()],
         "tried": [[*cut, r, [error(_of(f, cut), b) for b in budgets]] for r, f in tried.items() for cut in cuts],
         "near": experiment.near,
-        "after_the_cut": [[e, x.error, x.after_the_cut] for e, x in sorted(after_the_cut.items())],
+        "after_the_cut": experiment.after_the_cut,
         "settings": {
             "quick": options.quick, "train": options.train, "seeds": options.seeds, "steps": options.steps,
             "batch_size": options.batch_size, "rates": options.rates, "pretraining_steps": options.pretraining_steps,
@@ -100,7 +100,7 @@ def main() -> None:
             "development_seeds": _DEVELOPMENT_SEEDS,
             "runs": sum(len(f.curves) for f in (*tried.values(), *(f for own in runs.values() for f in own.values()))),
             "seconds": round(clock.seconds), "pretraining_error": experiment.pretraining_error,
-            "pretraining_classes": experiment.pretraining_classes, "expansion": options.expansions[0],
+            "pretraining_classes": experiment.pretraining_classes, "expansion": options.expansion,
         },
     }  # fmt: skip
     (options.out / "results.json").write_text(json.dumps(document))
@@ -110,15 +110,15 @@ def main() -> None:
     if options.docs:
         from transfer.page import write
 
-        write(document, options.docs)
+        write(document, options.docs, [json.loads(file.read_text()) for file in options.beside])
 
 
 def _same_settings(options: argparse.Namespace) -> None:
     """Results that are stored go on only with the settings that they were made with."""
     file = options.out / "settings.json"
-    named = ("quick", "train", "steps", "pretraining_steps", "batch_size", "expansions", "model", "weights",
+    named = ("quick", "train", "steps", "pretraining_steps", "batch_size", "expansion", "model", "weights",
              "images", "image_size")  # fmt: skip
-    settings = {name: str(getattr(options, name)) for name in named} | {"format": 4}
+    settings = {name: str(getattr(options, name)) for name in named} | {"format": 5}
     if options.out.is_dir() and any(options.out.iterdir()):
         stored = json.loads(file.read_text()) if file.exists() else {}
         if stored != settings:
@@ -140,12 +140,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="budget of a run, in training steps of the dense network")
     parser.add_argument("--pretraining-steps", type=int)
     parser.add_argument(
-        "--expansions",
-        type=int,
-        nargs="+",
-        default=[2, 4],
-        help="widths of the residual stream, in widths of a block: the first is transferred, the others only pruned",
+        "--expansion", type=int, default=2, help="width of the residual stream, in widths of the inside of a block"
     )
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[],
+        help="results.json of other runs, such as of another --expansion, to set beside on the page",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--jobs", type=int, help="processes at a time; default: as many as cores")
     parser.add_argument("--device", help="where to train; with cuda take --jobs 1 or few")
@@ -166,24 +166,23 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _small(options: argparse.Namespace, executor: Executor) -> Experiment:
-    samples = 3000 if options.quick else 6000
-    expansions = {
-        expansion: executor.submit(
-            pretrained, options.out / f"pretrained {expansion}.pt", expansion, samples, options.pretraining_steps
-        )
-        for expansion in options.expansions
-    }
-    stream = images.stream(options.train)[: options.tasks]
-    near = [task.name for task in stream if task.name in images.NEAR]
-    # The first is the one to transfer; the others are pretrained beside the runs.
-    model, error, _ = expansions[options.expansions[0]].result()
+def _small(options: argparse.Namespace) -> Experiment:
+    from transfer import images, pretraining
+
+    file, samples = options.out / "pretrained.pt", 3000 if options.quick else 6000
+    model, task, error = pretraining.pretrained(file, options.expansion, samples, options.pretraining_steps)
     print(f"pretrained: error {error:.3f} on held-out samples of {model.fc.out_features} classes")
-    development = images.development(options.train)
-    return Experiment(model, EXAMPLE, stream, near, development, model.fc.out_features, error, expansions)
+    left = pretraining.after_the_cut(model, task)
+    stream, development = images.stream(options.train)[: options.tasks], images.development(options.train)
+    near = [task.name for task in stream if task.name in images.NEAR]
+    return Experiment(
+        model, pretraining.EXAMPLE, stream, near, development, model.fc.out_features, error, after_the_cut=left
+    )
 
 
 def _own(options: argparse.Namespace) -> Experiment:
+    from transfer import own
+
     model, transform, example = own.load(options.model, options.weights, options.image_size)
     stream, development = own.tasks(options.images, transform)
     return Experiment(model, example, stream, [], development)
@@ -208,7 +207,7 @@ def _run(
         example_inputs=experiment.example,
         pruning={"round_to": 1},
         prepare=_follow_quickly,
-        optimizer=functools.partial(sgd, rate=rate, decay=5e-4),
+        optimizer=functools.partial(_sgd, rate=rate),
         schedule=_constant,
         batch_size=options.batch_size,
         evaluate_at=budgets,
@@ -252,6 +251,10 @@ def _follow_quickly(model: nn.Module, task: Task) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 0.5
     return model
+
+
+def _sgd(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
 
 def _constant(spent: float) -> float:

@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,6 +219,47 @@ def test_the_page_on_transfer_is_what_its_results_say(monkeypatch: pytest.Monkey
     document = json.loads((ROOT / "docs" / "figures" / "transfer-results.json").read_text())
     text = page.page(Frontier.from_json(json.dumps(document["frontier"])), document)
     assert (ROOT / "docs" / "compute-optimal-transfer.md").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("kept", "missing"),
+    [
+        (lambda curve: curve["about"]["seed"] == 0, "other seeds"),
+        (lambda curve: curve["task"] == "new glyphs", "## Recommendations"),
+        (lambda curve: curve["about"]["granularity"] != "channel", "## Filters or channels"),
+    ],
+    ids=["one seed", "one task", "filters alone"],
+)
+def test_the_page_on_transfer_of_fewer_runs(
+    kept: Callable[[dict[str, Any]], bool], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from transfer import page
+
+    document = json.loads((ROOT / "docs" / "figures" / "transfer-results.json").read_text())
+    document["frontier"]["curves"] = [curve for curve in document["frontier"]["curves"] if kept(curve)]
+    document["near"] = [
+        task for task in document["near"] if any(c["task"] == task for c in document["frontier"]["curves"])
+    ]
+    text = page.page(Frontier.from_json(json.dumps(document["frontier"])), document)
+    assert "nan" not in text and missing not in text and "## In the end" in text
+    assert ("as one seed does not tell" in text) == (missing == "other seeds")
+
+
+def test_networks_are_set_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from transfer import page
+
+    document = json.loads((ROOT / "docs" / "figures" / "transfer-results.json").read_text())
+    own = page.summary(document)
+    assert own["near"][0] == Frontier.from_json(json.dumps(document["frontier"])).against(
+        "filter", "channel", tasks=document["near"]
+    )[0]  # fmt: skip
+    wider = {**own, "expansion": 4, "near": (own["near"][0] - 0.1, (-0.2, 0.0))}
+    better = {**wider, "near": (own["near"][0] + 0.1, (0.0, 0.2))}
+    said = "the wider its residual stream"
+    assert said in page._streams([wider, own]) and said not in page._streams([better, own])
+    assert said not in page._streams([own]) and page._streams([{**own, "after_the_cut": []}]) == ""
 
 
 def test_every_example_is_run() -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -308,9 +309,23 @@ def test_far_from_both_ceilings_nothing_is_memory_bound() -> None:
     count = count_flops(runner.model, runner.calls)
     slow = Slow(runner)
     assert causes._memory(slow, count) is None  # type: ignore[arg-type]
+    # Faster than the bytes could be moved: they were not.
     slow.factor = 1e-6
-    share, text = causes._memory(slow, count)  # type: ignore[arg-type, misc]
-    assert share == 1 and text.startswith("Memory-bound: for 100% of the pruned model's time it moves bytes")
+    assert causes._memory(slow, count) is None  # type: ignore[arg-type]
+
+
+def test_what_moves_bytes_for_most_of_its_time_is_memory_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Many(16), torch.randn(1, 16)
+    runner = Runner(model, timed_calls(model, x), Setting(torch.device("cpu")))
+    count = count_flops(runner.model, runner.calls)
+    bytes_ = sum(cost.moved_bytes for cost in count.by_module.walk() if not cost.children)
+    monkeypatch.setattr(causes, "_seconds", lambda runner: 2.0)
+    monkeypatch.setattr(causes, "_ceilings", lambda runner, moved: (1e18, bytes_ / 1.0))
+    share, text = causes._memory(runner, count)  # type: ignore[misc]
+    assert share == pytest.approx(0.5) and "would take 50% of the pruned model's time" in text
+    compiled = Runner(model, timed_calls(model, x), Setting(torch.device("cpu")))
+    compiled.setting = replace(compiled.setting, compile=True)
+    assert causes._memory(compiled, count) is None
 
 
 class Slow:

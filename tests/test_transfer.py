@@ -366,14 +366,33 @@ def test_a_seed_in_which_the_dense_network_hardly_errs_does_not_rule() -> None:
     assert low < 0 < gain < high
     # A seed without a run of one network says nothing of the other's either.
     lacking = Frontier([c for c in curves if c.about["seed"] != 2 or c.cut[0] == 0])
-    assert lacking.gain(50)[0] == pytest.approx(0.5)
+    assert lacking.gain(50) == (pytest.approx(0.5), (pytest.approx(0.5), pytest.approx(0.5)))
+    # Nor does one seed alone, however many there are of the other network.
+    alone = Frontier([c for c in curves if c.about["seed"] == 0 or c.cut[0]])
+    assert alone.gain(50)[0] == pytest.approx(0.5) and all(map(math.isnan, alone.gain(50)[1]))
+
+
+def test_the_interval_knows_the_scatter_of_choosing() -> None:
+    """Two cuts are level but for one seed each: what is chosen changes with the seed that is left out."""
+    errors = {0.25: [0.1, 0.4, 0.4], 0.5: [0.4, 0.1, 0.38]}
+    curves = [made("a", r, "filter", seed, [0.9, e, e]) for r, own in errors.items() for seed, e in enumerate(own)]
+    curves += [made("a", 0.0, "dense", seed, [0.9, 0.5, 0.5]) for seed in range(3)]
+    gain, (low, high) = Frontier(curves).gain(50)
+    # Seeds 0 and 1 choose what is good for the other, seed 2 chooses 0.25, whose sum over the others is as large.
+    assert gain == pytest.approx(1 - (0.4 + 0.4 + 0.4) / 1.5)
+    # Without seed 0 both others choose 0.5 and err 0.1 and 0.38; without 1 or 2 the two that are left err 0.4 each.
+    without = np.array([1 - 0.48, 1 - 0.8, 1 - 0.8])
+    pseudo = 3 * gain - 2 * without
+    assert (low, high) == pytest.approx(
+        tuple(gain + np.array([-1, 1]) * 4.303 * pseudo.std(ddof=1) / math.sqrt(3)), rel=1e-6
+    )
 
 
 def test_where_nobody_errs_nothing_is_gained() -> None:
     curves = [made("a", r, g, 0, [0.9, 0.0, 0.0]) for r, g in ((0.0, "dense"), (0.5, "filter"))]
     gain, band = Frontier(curves).gain(50)
     assert gain == 0 and all(map(math.isnan, band))
-    assert math.isnan(Frontier([curves[0], made("a", 0.5, "filter", 0, [0.9, 0.1, 0.1])]).gain(50)[0])
+    assert Frontier([curves[0], made("a", 0.5, "filter", 0, [0.9, 0.1, 0.1])]).gain(50)[0] == -math.inf
 
 
 def test_regret_of_advice_that_does_not_fit() -> None:
@@ -385,6 +404,8 @@ def test_regret_of_advice_that_does_not_fit() -> None:
     frontier = Frontier(curves)
     assert [frontier.regret(task) for task in "abc"] == pytest.approx([0, 1, 0])
     assert frontier.regret() == pytest.approx(0.01 / (0.1 + 0.01 + 0.1))
+    with pytest.raises(OptionError, match="No run is on a task 'd'; there are a, b, c"):
+        frontier.regret("d")
     with pytest.raises(OptionError, match="needs runs on another one"):
         Frontier(curves[:2]).regret("a")
 

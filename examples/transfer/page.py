@@ -2,7 +2,7 @@
 
 ::
 
-    python -m transfer.page build/transfer/full/results.json ../docs    # in the folder examples
+    python -m transfer.page build/transfer/full/results.json ../docs [OTHER RESULTS]    # in the folder examples
 """
 
 from __future__ import annotations
@@ -21,14 +21,36 @@ DENSE = Cut(0.0, "dense")
 _PAGE = "compute-optimal-transfer.md"
 
 
-def write(document: dict[str, Any], docs: Path) -> None:
-    """Write ``compute-optimal-transfer.md``, its figures and the results into a folder of documentation."""
+def write(document: dict[str, Any], docs: Path, beside: Sequence[dict[str, Any]] = ()) -> None:
+    """Write ``compute-optimal-transfer.md``, its figures and the results into a folder of documentation.
+
+    Args:
+        document: The results.
+        docs: The folder.
+        beside: Results of other networks on the same tasks, of which a summary is set beside.
+    """
     frontier = Frontier.from_json(json.dumps(document["frontier"]))
+    document = {**document, "beside": [summary(other) for other in beside] or document.get("beside", [])}
     (docs / "figures").mkdir(parents=True, exist_ok=True)
     _draw(frontier, document, docs / "figures")
     (docs / "figures" / "transfer-results.json").write_text(json.dumps(document, separators=(",", ":")) + "\n")
     (docs / _PAGE).write_text(page(frontier, document))
     print(f"wrote {docs / _PAGE}")
+
+
+def summary(document: dict[str, Any]) -> dict[str, Any]:
+    """What the page says of a network: its setting, gains, granularities, and what a cut alone costs."""
+    frontier, settings = Frontier.from_json(json.dumps(document["frontier"])), document["settings"]
+    return {
+        **{
+            name: settings[name]
+            for name in ("quick", "expansion", "steps", "pretraining_steps", "pretraining_error", "seeds")
+        },
+        "improvement": {granularity: frontier.improvement(granularity) for granularity in ("filter", "channel")},
+        "near": frontier.against("filter", "channel", tasks=document["near"]),
+        "all": frontier.against("filter", "channel"),
+        "after_the_cut": document["after_the_cut"],
+    }
 
 
 def page(frontier: Frontier, document: dict[str, Any]) -> str:
@@ -39,38 +61,47 @@ def page(frontier: Frontier, document: dict[str, Any]) -> str:
         _setting(frontier, document),
         _low_compute(frontier, unit),
         _budgets(frontier, unit),
-        _granularities(frontier, near, document["after_the_cut"]),
+        _granularities(frontier, near, document),
         _in_the_end(frontier, unit),
         _stream(),
         _recommendation(frontier, unit),
         _limits(document),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _claim(frontier: Frontier) -> str:
     gain, (low, high) = frontier.improvement("filter")
-    verdict = "It does here too" if gain >= 0.2 and low > 0 else "Here it does not come out quite as strongly"
-    if gain < 0.1 or low <= 0:
-        verdict = "Here it does not come out as strongly"
-    best, band = frontier.improvement("channel") if "channel" in {c[1] for c in frontier.cuts} else (gain, (low, high))
-    channels = f"With pruned channels it is {best:.0%} ({_percent(band)}). " if best > gain else ""
+    if math.isnan(low):
+        verdict = "One seed does not show it, but"
+    elif gain >= 0.2 and low > 0:
+        verdict = "It does here too:"
+    elif gain >= 0.1 and low > 0:
+        verdict = "Here it does not come out quite as strongly:"
+    else:
+        verdict = "Here it does not come out as strongly:"
+    best, band = frontier.improvement("channel") if _has_both(frontier) else (gain, (low, high))
+    channels = f" With pruned channels it is {best:.0%} ({_percent(band)})." if best > gain else ""
     return f"""# Compute-optimal transfer
 
 You have a pretrained network, a task and a budget of compute. Which share of the channels should go before you
 fine-tune? The paper behind this library ([arXiv 2304.13164](https://arxiv.org/abs/2304.13164)) says: at a small budget
 the pruned network is ahead, by more than 20 % in its low-compute regime; in the end the dense one is.
 
-{verdict}: at small budgets the best network with pruned filters makes
+{verdict} at small budgets the best network with pruned filters makes
 **{gain:.0%} fewer errors** than the dense one (95 % interval over
 {len(frontier.seeds)} seeds: {_percent((low, high))}),
-the mean over {len(frontier.tasks)} tasks. {channels}{_why_not_more(frontier, gain)}{_at_last(frontier)}
+the mean over {len(frontier.tasks)} tasks.{channels}{_why_not_more(frontier, gain)}{_at_last(frontier)}
 
 ![Error over training FLOPs, mean over all tasks](figures/transfer-errors.svg)
 
 Bands are 95 % intervals over seeds, the grey area is the low-compute regime. Everything on this page was computed from
 [one file of results](figures/transfer-results.json), which `examples/compute_optimal_transfer.py` makes; no number was
 typed."""
+
+
+def _has_both(frontier: Frontier) -> bool:
+    return {"filter", "channel"} <= {cut.granularity for cut in frontier.cuts}
 
 
 def _why_not_more(frontier: Frontier, gain: float) -> str:
@@ -81,20 +112,35 @@ def _why_not_more(frontier: Frontier, gain: float) -> str:
     first, regime = frontier.budgets[0], max(map(frontier.low_compute, frontier.tasks))
     peak = max((b for b in frontier.budgets if b <= regime), key=lambda b: frontier.gain(b)[0])
     return (
-        f"Least is gained on {' and on '.join(least)}. With a budget of one dense step, where no network has learnt "
-        f"much, it is {frontier.gain(first)[0]:.0%}, with {peak / first:.1f} steps {frontier.gain(peak)[0]:.0%}. "
+        f" Least is gained on {' and on '.join(least)}. With a budget of one dense step, where no network has learnt "
+        f"much, it is {frontier.gain(first)[0]:.0%}, with {peak / first:.1f} steps {frontier.gain(peak)[0]:.0%}."
     )
 
 
 def _at_last(frontier: Frontier) -> str:
     """What the largest budget shows."""
+    if len(frontier.seeds) < 2:
+        return ""
     last = frontier.budgets[-1]
-    best, dense = frontier.best(last), frontier.interval(DENSE, last)
+    ahead, _, behind = _standing(frontier)
     steps = f"With {last / frontier.budgets[0]:.0f} times the smallest budget"
-    if best.ratio == 0:
-        return f"{steps} the dense network is the best."
-    standing = "is still ahead" if best.interval[1] < dense[0] else "and the dense network are level"
-    return f"{steps} {best.cut} {standing}."
+    if ahead:
+        return f" {steps} {_listed(ahead)} {'are' if len(ahead) > 1 else 'is'} still ahead."
+    pruned = len(frontier.cuts) - 1
+    return f" {steps} no pruned network is ahead any more, and {len(behind)} of {pruned} are behind."
+
+
+def _standing(frontier: Frontier) -> tuple[list[Cut], list[Cut], list[Cut]]:
+    """The pruned networks that are ahead of the dense one at the largest budget, not told apart from it, and behind."""
+    bands = {cut: frontier.gain(frontier.budgets[-1], cut=cut)[1] for cut in frontier.cuts[1:]}
+    ahead = [cut for cut, (low, _) in bands.items() if low > 0]
+    behind = [cut for cut, (_, high) in bands.items() if high < 0]
+    return ahead, [cut for cut in bands if cut not in ahead and cut not in behind], behind
+
+
+def _listed(cuts: Sequence[Cut]) -> str:
+    names = [str(cut) for cut in cuts]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _setting(frontier: Frontier, document: dict[str, Any]) -> str:
@@ -142,6 +188,8 @@ def _edges(rates: Mapping[Cut, Sequence[float]], grid: Sequence[float]) -> str:
     """Where the grid of rates may have been too narrow."""
     chosen = [rate for own in rates.values() for rate in own]
     least, most = chosen.count(min(grid)), chosen.count(max(grid))
+    if len(grid) == 1:
+        return "There was one rate to choose from."
     return (
         f"Of these {len(chosen)} choices {least} are the least rate of the grid and {most} the largest: "
         "a wider grid might find better ones there, for dense and pruned networks alike."
@@ -160,8 +208,8 @@ def _low_compute(frontier: Frontier, unit: int) -> str:
     at_once = [task for task in frontier.tasks if frontier.low_compute(task) == frontier.budgets[0]]
     others = [task for task in frontier.tasks if task not in at_once]
     why = ""
-    if at_once and others:
-        gain, band = frontier.improvement("filter", tasks=others)
+    gain, band = frontier.improvement("filter", tasks=others or frontier.tasks)
+    if at_once and others and frontier.improvement("filter", tasks=at_once)[0] < gain:
         why = (
             f"\n\nOn {' and '.join(at_once)} the dense network is past the regime after its first step: a pruned\n"
             f"network, which must first find again what the cut took, has one budget to gain at. On the others\n"
@@ -170,12 +218,18 @@ def _low_compute(frontier: Frontier, unit: int) -> str:
     return f"""## The low-compute regime
 
 It ends where the dense network has made half of its final gain. In it, at each budget, the error of the best network
-with pruned filters is held against the dense one's. Which is best is decided on the other seeds, so that luck in
-choosing is not counted as gain. Budgets are in training steps of the dense network.
+with pruned filters is held against the dense one's. {_chosen_on(frontier)} Budgets are in training steps of the dense
+network.
 
 {_table(["task", "the regime ends at", "dense error there", "fewer errors", "95 % interval"], rows)}{why}
 
 ![Error over training FLOPs, task by task](figures/transfer-tasks.svg)"""
+
+
+def _chosen_on(frontier: Frontier) -> str:
+    if len(frontier.seeds) < 2:
+        return "Which is best is decided on the same seed."
+    return "Which is best is decided on the other seeds, so that luck in choosing is not counted as gain."
 
 
 def _budgets(frontier: Frontier, unit: int) -> str:
@@ -200,7 +254,9 @@ Where the dense network overtakes each of the others, by the means over tasks an
 {_table(["network", "the dense network is ahead"], crossings)}"""
 
 
-def _granularities(frontier: Frontier, near: Sequence[str], after_the_cut: Sequence[Any]) -> str:
+def _granularities(frontier: Frontier, near: Sequence[str], document: dict[str, Any]) -> str:
+    if not _has_both(frontier):
+        return ""
     groups = {"near: " + ", ".join(near): near, "all tasks": frontier.tasks}
     rows = []
     for name, tasks in groups.items():
@@ -211,13 +267,15 @@ def _granularities(frontier: Frontier, near: Sequence[str], after_the_cut: Seque
                 continue
             which = f"{cut}, {frontier.cost(cut):.2f} of the FLOPs" if cut else "**mean**"
             rows.append([name, which, f"{gain:.1%}", _percent(band, 1)])
-    gain, (low, high) = frontier.against("filter", "channel", tasks=near)
-    if low > 0:
-        verdict = "Filters are ahead on the near tasks, as in the paper."
-    elif math.isnan(low):
+    if not rows:
+        return ""
+    _, (low, high) = frontier.against("filter", "channel", tasks=near)
+    if math.isnan(low):
         verdict = "One seed shows neither granularity to be ahead."
+    elif low > 0:
+        verdict = "On the near tasks filters are ahead in this network."
     elif high < 0:
-        verdict = "**The paper's order does not come out here: at equal FLOPs, pruned channels are ahead.**"
+        verdict = "**The paper's order does not come out in this network: at equal FLOPs, pruned channels are ahead.**"
     else:
         verdict = (
             "On the near tasks the interval contains zero: over all ratios neither granularity is shown to be ahead."
@@ -231,57 +289,92 @@ interpolated over the logarithm of FLOPs); positive means that filters make fewe
 
 {verdict}
 
-![Both granularities on the near tasks](figures/transfer-granularities.svg){_expansions(after_the_cut)}"""
+![Both granularities on the near tasks](figures/transfer-granularities.svg)
+
+{_streams([summary(document), *document["beside"]])}"""
 
 
-def _expansions(after_the_cut: Sequence[Any]) -> str:
+def _streams(networks: Sequence[dict[str, Any]]) -> str:
     """What the width of the residual stream has to do with it."""
-    if not after_the_cut:
+    networks = sorted((one for one in networks if one["after_the_cut"]), key=lambda one: one["expansion"])
+    if not networks:
         return ""
-    rows = []
-    for expansion, dense, cuts in after_the_cut:
-        errors = {(share, granularity): error for share, granularity, _, error in cuts}
-        inside = {(share, granularity): width for share, granularity, width, _ in cuts}
-        for share in sorted({share for share, *_ in cuts}, reverse=True):
+    rows, cuts = [], []
+    for one in networks:
+        gains = [
+            f"{gain:.0%} ({_percent(band)})" for gain, band in (one["improvement"][g] for g in ("filter", "channel"))
+        ]
+        against, band = one["near"]
+        trained = [f"{one['pretraining_steps']:,}", f"{one['steps']}"]
+        rows.append([f"{one['expansion']}", *trained, *gains, f"{against:.1%} ({_percent(band, 1)})"])
+        errors = {(share, granularity): error for share, granularity, _, error in one["after_the_cut"]}
+        inside = {(share, granularity): width for share, granularity, width, _ in one["after_the_cut"]}
+        for share in sorted({share for share, _ in errors}, reverse=True):
             both = [f"{errors[share, g]:.1%} ({inside[share, g]})" for g in ("filter", "channel")]
-            rows.append([f"{expansion}", f"{dense:.1%}", f"{share:g}", *both])
-    return f"""
+            cuts.append([f"{one['expansion']}", f"{one['pretraining_error']:.1%}", f"{share:g}", *both])
+    order = [one["near"][0] for one in networks]
+    why = ""
+    if len(order) > 1 and order == sorted(order, reverse=True):
+        why = """The order depends on the network: the wider its residual stream, in widths of the inside of a block,
+the better for channels. `"channel"` takes from the stream too, so that for the same MACs it may leave the inside of a
+bottleneck wider. A ResNet-50's stream is four times as wide; which of both suits it is for a run on it to say.
 
-Which of them keeps more depends on the network. `"channel"` takes from the residual stream too, so that it may leave
-the inside of a bottleneck wider for the same MACs. The wider the stream, the more of it can go without harm, and the
-more MACs are in the convolutions to and from it, which filters make narrower on one side alone. These networks differ
-in nothing else; what they err on the classes of pretraining after the cut, before any training, with batch norms
-estimated anew (and the channels that are left inside the first block):
+"""
+    return f"""{why}{
+        _table(
+            [
+                "stream",
+                "pretraining",
+                "dense steps",
+                "filters, low compute",
+                "channels, low compute",
+                "filters against channels, near",
+            ],
+            rows,
+        )
+    }
 
-{_table(["stream, in widths of a block", "dense", "MACs left", "filter", "channel"], rows)}"""
+What the cut alone costs at equal MACs, before any training, with batch norms estimated anew: errors on 500 held-out
+samples of the classes of pretraining, of one network each (and the channels that are left inside the first block):
+
+{_table(["stream", "dense", "MACs left", "filter", "channel"], cuts)}"""
 
 
 def _in_the_end(frontier: Frontier, unit: int) -> str:
     last = frontier.budgets[-1]
     rows = []
     for cut in frontier.cuts:
-        low, high = frontier.interval(cut, last)
-        rows.append([str(cut), f"{frontier.metric(cut, last):.4f}", f"{low:.4f} to {high:.4f}"])
-    best, dense = frontier.best(last), frontier.interval(DENSE, last)
-    name = best.cut
-    if math.isnan(dense[0]):
-        verdict = f"{name} is the best in the end, of one seed."
-    elif best.ratio == 0:
-        level = [str(c) for c in frontier.cuts[1:] if frontier.interval(c, last)[0] <= dense[1]]
-        verdict = "The dense network is the best in the end" + (
-            f"; the intervals of {', '.join(level)} overlap with its own." if level else ", and no interval overlaps."
-        )
-    elif best.interval[1] < dense[0]:
-        verdict = f"{name} is still ahead of the dense network: a larger budget is needed to see it overtake."
-    else:
-        verdict = f"{name} has the least mean error, but the intervals overlap: the dense network has caught up."
+        fewer, band = ("", "") if cut == DENSE else _gained(frontier.gain(last, cut=cut))
+        error = [f"{frontier.metric(cut, last):.4f}", _between(frontier.interval(cut, last))]
+        rows.append([str(cut), *error, fewer, band])
+    ahead, level, behind = _standing(frontier)
+    many = len(frontier.seeds) > 1
+    said = [
+        "No pruned network makes fewer errors than the dense one there." if many and not ahead else "",
+        f"{_listed(ahead)}: still ahead of the dense network, a larger budget is needed to see it overtake." if ahead
+        else "",
+        f"{_listed(behind)}: behind it." if behind else "",
+        f"{_listed(level)}: not told apart from it{'' if many else ', as one seed does not tell'}." if level else "",
+    ]  # fmt: skip
+    verdict = " ".join(part for part in said if part)
     return f"""## In the end
 
-Errors at the largest budget, {last / unit:.0f} dense steps, mean over tasks:
+Errors at the largest budget, {last / unit:.0f} dense steps, mean over tasks, and how many fewer than the dense
+network's they are, task by task and then averaged. The mean error is ruled by the hardest tasks, the average of shares
+by those on which hardly an error is left:
 
-{_table(["network", "error", "95 % interval"], rows)}
+{_table(["network", "error", "95 % interval", "fewer errors", "95 % interval"], rows)}
 
-{verdict}"""
+By the shares of all tasks: {verdict[0].lower()}{verdict[1:]}"""
+
+
+def _gained(gain: tuple[float, tuple[float, float]]) -> tuple[str, str]:
+    return f"{gain[0]:.0%}", _percent(gain[1])
+
+
+def _between(band: tuple[float, float]) -> str:
+    low, high = band
+    return "one seed" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 
 def _stream() -> str:
@@ -294,17 +387,27 @@ FLOPs of all of them together, for each budget that a task gets.
 
 
 def _recommendation(frontier: Frontier, unit: int) -> str:
-    rows = [[task, f"{frontier.regret(task):.1%}"] for task in frontier.tasks]
+    if len(frontier.tasks) < 2:
+        return ""
+    rows = []
+    for task in frontier.tasks:
+        errors = [[frontier.metric(cut, b, tasks=[task]) for cut in frontier.cuts] for b in frontier.budgets]
+        gap = sum(max(own) - min(own) for own in errors) / len(errors)
+        regret = frontier.regret(task)
+        rows.append([task, f"{gap:.3f}", f"{regret * gap:.4f}", f"{regret:.1%}"])
     mean = sum(frontier.regret(task) for task in frontier.tasks) / len(frontier.tasks)
-    rows += [["mean of the shares", f"{mean:.1%}"], ["**all errors together**", f"**{frontier.regret():.1%}**"]]
+    rows += [
+        ["mean of the shares", "", "", f"{mean:.1%}"],
+        ["**all together**", "", "", f"**{frontier.regret():.1%}**"],
+    ]
     return f"""## Recommendations
 
 `frontier.recommend(budget)` names the ratio to use. To see what it is worth on a task that it does not know, each task
 is held out: the recommendation comes from the others, and its regret is the error that it costs over the best by
-hindsight, as a share of the gap between the best and the worst network, over all budgets. A task on which the networks
-hardly differ has a large share of a small gap; the last row adds up errors and gaps before it divides.
+hindsight, as a share of the gap between the best and the worst network. Errors are means over budgets; *all together*
+adds up what is lost and the gaps before it divides:
 
-{_table(["held out", "regret"], rows)}
+{_table(["held out", "gap", "lost", "regret"], rows)}
 
 {_law(frontier, unit)}"""
 
@@ -342,8 +445,8 @@ def _limits(document: dict[str, Any]) -> str:
     options = " --quick" if document["settings"]["quick"] else ""
     return f"""## What this does not show
 
-- One small network, pretrained once, on images of 16 x 16 pixels; seeds are of heads and the order of samples. How much
-  a pruned ResNet-50 gains on photographs is the paper's to say, or yours to measure: see below.
+- Small networks, each pretrained once, on images of 16 x 16 pixels; seeds are of heads and the order of samples. How
+  much a pruned ResNet-50 gains on photographs is the paper's to say, or yours to measure: see below.
 - Budgets are FLOPs, as in the paper. Narrow layers use a processor less well: on a CPU a pruned network of this size
   takes longer for the same FLOPs. [Measure](measuring.md) what a ratio gives on your machine.
 - Full fine-tuning. Where the head alone is trained nothing repairs what pruning took.
@@ -354,13 +457,37 @@ def _limits(document: dict[str, Any]) -> str:
 python examples/compute_optimal_transfer.py{options} --docs docs
 ```
 
-A run that was stopped goes on where it was. With your own network and images, a folder for each class:
+{_other_streams(document)}A run that was stopped goes on where it was. With your own network and images, a folder for
+each class:
 
 ```bash
 python examples/compute_optimal_transfer.py --model torchvision:resnet50 --images flowers/ birds/ --device cuda --jobs 1
 ```
 
 [Transfer](transfer.md) says how to use the parts: `finetune`, `sweep`, `Frontier`."""
+
+
+def _other_streams(document: dict[str, Any]) -> str:
+    """How the networks that are set beside were run."""
+    if not document.get("beside"):
+        return ""
+    script = "python examples/compute_optimal_transfer.py"
+    own = " --quick" if document["settings"]["quick"] else ""
+    runs = [
+        f"{script}{' --quick' if one['quick'] else ''} --expansion {one['expansion']} --out build/transfer/stream-"
+        f"{one['expansion']}"
+        for one in document["beside"]
+    ]
+    files = " ".join(f"build/transfer/stream-{one['expansion']}/results.json" for one in document["beside"])
+    runs.append(f"{script}{own} --docs docs --beside {files}")
+    lines = "\n".join(runs)
+    return f"""With networks of other streams beside it:
+
+```bash
+{lines}
+```
+
+"""
 
 
 def _draw(frontier: Frontier, document: dict[str, Any], folder: Path) -> None:
@@ -422,4 +549,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    write(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    results, *others = (json.loads(Path(file).read_text()) for file in (sys.argv[1], *sys.argv[3:]))
+    write(results, Path(sys.argv[2]), others)

@@ -155,17 +155,19 @@ def _memory(runner: Runner, count: FlopCount) -> Cause | None:
     that was measured and not against the roofline's own: a small batch may be far from both ceilings.
     """
     leaves = [cost for cost in count.by_module.walk() if not cost.children and cost.moved_bytes]
-    if not leaves:
+    # Compiled code fuses modules: what each would move by itself, it does not.
+    if not leaves or runner.setting.compile:
         return None
     flops, bandwidth = _ceilings(runner, max(cost.moved_bytes for cost in leaves))
     bound = [(2 * cost.macs / flops, cost.moved_bytes / bandwidth) for cost in leaves]
-    share = min(1.0, sum(moving for computing, moving in bound if moving > computing) / _seconds(runner))
-    if share < _SHARE_WORTH_SAYING:
+    share = sum(moving for computing, moving in bound if moving > computing) / _seconds(runner)
+    # More than all of the time: the bytes do not go through memory, but stay in caches or registers.
+    if not _SHARE_WORTH_SAYING <= share <= 1:
         return None
     return share, (
-        f"Memory-bound: for {share:.0%} of the pruned model's time it moves bytes in modules where that takes longer "
-        f"than computing ({bandwidth / 1e9:.0f} GB/s and {flops / 1e12:.2g} TFLOP/s measured here). That time "
-        "falls with the channels, where MACs fall with their square."
+        f"Memory-bound: moving the bytes of modules where that takes longer than computing would take {share:.0%} of "
+        f"the pruned model's time ({bandwidth / 1e9:.0f} GB/s and {flops / 1e12:.2g} TFLOP/s measured here). It falls "
+        "with the channels, where MACs fall with their square."
     )
 
 

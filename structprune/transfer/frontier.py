@@ -13,7 +13,7 @@ import numpy.typing as npt
 from structprune.errors import OptionError
 from structprune.measure.quantities import scaled
 from structprune.transfer.cut import DENSE, Cut
-from structprune.transfer.interval import Interval, interval, jackknife, mean
+from structprune.transfer.interval import Interval, jackknife, mean
 from structprune.transfer.runs import Runs
 from structprune.transfer.scaling import ScalingLaw
 
@@ -81,9 +81,11 @@ class Frontier(Runs):
 
         Errors are means over seeds; the relative gain is averaged over tasks. The pruned network is, for every seed,
         the best of a granularity on all *others*, so that luck in choosing is not counted as gain; or the one ``cut``.
+        A single seed chooses for itself.
 
         Returns:
-            The gain, and its 95 % interval over seeds, by the jackknife.
+            The gain, minus infinity where only the pruned network makes errors, and its 95 % interval over seeds, by
+            the jackknife.
         """
         return self._gained({task: [budget] for task in tasks or self.tasks}, granularity, cut)
 
@@ -108,7 +110,7 @@ class Frontier(Runs):
         of the other are left out; with ``cut`` only this one is compared.
 
         Returns:
-            ``1 - error / other's error``, and its 95 % interval over seeds.
+            ``1 - error / other's error`` of means over seeds, and its 95 % interval over seeds, by the jackknife.
         """
         tasks = tasks or self.tasks
         if cut and self._known(cut).granularity != granularity:
@@ -126,31 +128,33 @@ class Frontier(Runs):
         if not ours:
             raise OptionError(f"No {granularity} network costs as much as a {other} network or more: run more ratios.")
         errors, others = (mean(mean(np.stack(x), axis=0), axis=0) for x in (ours, theirs))
-        by_seed = 1 - errors / others
-        return float(mean(by_seed)), interval(by_seed)
+
+        def ahead(seeds: npt.NDArray[np.int64]) -> float:
+            return 1 - float(errors[seeds].mean() / others[seeds].mean())
+
+        there = np.flatnonzero(~np.isnan(errors + others))
+        return ahead(there), jackknife(ahead, there)
 
     def _gained(
         self, budgets: Mapping[str, Sequence[float]], granularity: str, cut: tuple[float, str] | None
     ) -> tuple[float, Interval]:
         """What is gained, averaged over the budgets of each task and then over tasks, and its interval."""
+        pruned = [self._known(cut)] if cut else [c for c in self.cuts_of(granularity) if c != DENSE]
         tasks = list(budgets)
-        pruned = [c for c in self.cuts_of(granularity) if c != DENSE]
-        errors = []
-        for task, own in budgets.items():
-            found = np.full((2, len(self.seeds), len(own)), np.nan)
-            for row, seed in enumerate(self.seeds):
-                others = [s for s in self.seeds if s != seed]
-                for column, budget in enumerate(own):
-                    chosen = cut or self._least(pruned, budget, tasks, others)
-                    for k, one in enumerate((chosen, DENSE)):
-                        found[k, row, column] = self.metric(one, budget, tasks=[task], seeds=[seed])
-            errors.append(found)
+        # By cut, task and seed.
+        errors = {
+            budget: np.stack([self._values(c, budget, tasks) for c in (*pruned, DENSE)])
+            for budget in sorted({b for own in budgets.values() for b in own})
+        }
 
         def gained(seeds: npt.NDArray[np.int64]) -> float:
-            return float(mean(np.array([_gain(*found[:, seeds]) for found in errors])))
+            at = {budget: _chosen(found[:, :, seeds]) for budget, found in errors.items()}
+            own = [mean(np.array([at[b][tasks.index(task)] for b in some])) for task, some in budgets.items()]
+            return float(mean(np.array(own)))
 
-        everything = np.arange(len(self.seeds))
-        return gained(everything), jackknife(gained, everything)
+        paired = [~np.isnan(found[:-1]).all(axis=0) & ~np.isnan(found[-1]) for found in errors.values()]
+        there = np.flatnonzero(np.concatenate(paired).any(axis=0))
+        return gained(there), jackknife(gained, there)
 
     def _least(self, cuts: Sequence[Cut], budget: float, tasks: Sequence[str], seeds: Sequence[int] = ()) -> Cut:
         means = {cut: self.metric(cut, budget, tasks=tasks, seeds=seeds) for cut in cuts}
@@ -207,7 +211,10 @@ class Frontier(Runs):
         """
         if len(self.tasks) < 2:
             raise OptionError("A recommendation for a task that was held out needs runs on another one.")
-        costs = [self._cost_of_advice(task, granularity) for task in ([held_out] if held_out else self.tasks)]
+        if held_out is not None and held_out not in self.tasks:
+            raise OptionError(f"No run is on a task {held_out!r}; there are {', '.join(self.tasks)}.")
+        tasks = self.tasks if held_out is None else [held_out]
+        costs = [self._cost_of_advice(task, granularity) for task in tasks]
         lost, gap = (sum(parts) for parts in zip(*costs, strict=True))
         return lost / gap if gap else 0.0
 
@@ -233,13 +240,23 @@ class Frontier(Runs):
         return "\n".join([head, *rows, *failed])
 
 
-def _gain(errors: npt.NDArray[np.float64], dense: npt.NDArray[np.float64]) -> float:
-    """``1 - errors / dense`` of means over seeds, averaged over budgets.
+def _chosen(errors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """``1 - errors / dense errors`` of every task, both means over seeds; for each seed the cut that the others choose.
 
     A mean of the ratios of every seed would be ruled by the seed whose dense error happens to be next to nothing.
+
+    Args:
+        errors: By cut (the last is the dense network), task and seed. A single seed chooses for itself.
     """
-    missing = np.isnan(errors) | np.isnan(dense)
-    error, reference = (mean(np.where(missing, np.nan, values), axis=0) for values in (errors, dense))
-    # Both zero: nothing is gained. The reference alone: no share says how much is lost.
-    shares = np.divide(error, reference, out=np.where(error == 0, 1.0, np.nan), where=reference > 0)
-    return float(mean(1 - shares))
+    *_, tasks, seeds = errors.shape
+    own = np.full((2, tasks, seeds), np.nan)
+    for seed in range(seeds):
+        others = np.delete(errors, seed, axis=2) if seeds > 1 else errors
+        means = mean(mean(others[:-1], axis=2), axis=1)
+        if not np.isnan(means).all():
+            own[:, :, seed] = errors[int(np.nanargmin(means)), :, seed], errors[-1, :, seed]
+    own[:, np.isnan(own).any(axis=0)] = np.nan
+    error, reference = mean(own, axis=2)
+    # Both zero: nothing is gained. The reference alone: infinitely more errors.
+    shares = np.where(error == 0, 1.0, np.where(np.isnan(error), np.nan, np.inf))
+    return np.asarray(1 - np.divide(error, reference, out=shares, where=reference > 0))

@@ -44,13 +44,19 @@ def jackknife(statistic: Callable[[npt.NDArray[np.int64]], float], seeds: npt.ND
 
     Args:
         statistic: A function of positions of seeds.
-        seeds: The positions of all.
+        seeds: The positions of those that have something to say: one without runs would pass for one without scatter.
+
+    Returns:
+        Low and high, around the statistic of all seeds; NaN where there are fewer than two, or where leaving out one
+        leaves nothing to say.
     """
     count = len(seeds)
     if count < 2:
         return (math.nan, math.nan)
     whole = statistic(seeds)
     without = np.array([statistic(np.delete(seeds, row)) for row in range(count)])
+    if not np.isfinite([whole, *without]).all():
+        return (math.nan, math.nan)
     low, high = interval(count * whole - (count - 1) * without)
     half = (high - low) / 2
     return (whole - half, whole + half)
