@@ -312,9 +312,12 @@ def _streams(networks: Sequence[dict[str, Any]]) -> str:
         for share in sorted({share for share, _ in errors}, reverse=True):
             both = [f"{errors[share, g]:.1%} ({inside[share, g]})" for g in ("filter", "channel")]
             cuts.append([f"{one['expansion']}", f"{one['pretraining_error']:.1%}", f"{share:g}", *both])
-    order = [one["near"][0] for one in networks]
+    alike: dict[tuple[int, int], list[float]] = {}
+    for one in networks:
+        alike.setdefault((one["pretraining_steps"], one["steps"]), []).append(one["near"][0])
+    compared = [order for order in alike.values() if len(order) > 1]
     why = ""
-    if len(order) > 1 and order == sorted(order, reverse=True):
+    if compared and all(order == sorted(order, reverse=True) for order in compared):
         why = """The order depends on the network: the wider its residual stream, in widths of the inside of a block,
 the better for channels. `"channel"` takes from the stream too, so that for the same MACs it may leave the inside of a
 bottleneck wider. A ResNet-50's stream is four times as wide; which of both suits it is for a run on it to say.
