@@ -18,7 +18,7 @@ from structprune.graph.groups import DependencyGraph
 from structprune.graph.record import Node, Record
 from structprune.graph.session import Session
 from structprune.graph.slices import Ids, Labels
-from structprune.resolve.resolution import ambiguous_readings
+from structprune.resolve.ranking import ambiguous_readings
 from tests.support.attention import INPUTS, TOKENS, HeldWidth, Net
 from tests.support.random_networks import Apply, Residual, shuffle_channels
 

@@ -1,0 +1,116 @@
+"""In which order the readings of split dimensions are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from structprune.graph.discovery import Decisions, reading_key
+from structprune.graph.groups import DependencyGraph
+from structprune.graph.rules.movement import FROZEN
+from structprune.graph.session import Session
+from structprune.graph.slices import Mask
+from structprune.surgery.cut import elements_left
+
+# The share of the most that any reading removes at which whole heads are preferred.
+_MUCH = 0.25
+# Says for a graph which slices stay.
+Chooser = Callable[[DependencyGraph], Mask]
+
+
+@dataclass(frozen=True)
+class _Sketched:
+    """What is left under some readings, and how many operators run head by head.
+
+    ``taken``: by question the reading that all its operators took; none where they took several.
+    """
+
+    left: tuple[int, int]
+    heads: int
+    taken: Mapping[str, str | None]
+
+
+def rank_readings(
+    session: Session, choose: Chooser, decisions: Decisions
+) -> tuple[Decisions, dict[str, tuple[str, ...]]]:
+    """Order the readings of every split dimension: attention's heads first, then by how much they remove.
+
+    Whole heads save real time, where narrower ones leave as many small products.
+    """
+    questions = ambiguous_readings(session.discover(decisions))
+    ranking = dict(questions)
+    unsettled: dict[str, dict[str, tuple[str, ...]]] = {}
+    now: _Sketched | None = None
+
+    def rank(key: str) -> None:
+        nonlocal decisions, now
+        beside = {other: order for other, order in ranking.items() if other != key}
+        if unsettled.pop(key, None) == beside:
+            return
+        ranking[key], removes, now = _ranked(session, choose, decisions, key, questions[key], now)
+        decisions = decisions.reading(key, *ranking[key])
+        if not removes:
+            unsettled[key] = beside
+
+    for key in questions:
+        rank(key)
+    # What removes nothing under the first readings of those that came later may do so under the best.
+    for key in list(unsettled):
+        rank(key)
+    return decisions, ranking
+
+
+def _ranked(
+    session: Session, choose: Chooser, decisions: Decisions, key: str, readings: tuple[str, ...], now: _Sketched | None
+) -> tuple[tuple[str, ...], bool, _Sketched | None]:
+    """The readings of one question in order, whether the first removes anything, and what the first gave.
+
+    ``now``, where it is known, is what the decisions give: a reading that is taken already need not be sketched.
+    """
+    known = {
+        reading: now if now and now.taken.get(key) == reading else _sketched(session, choose, decisions, key, reading)
+        for reading in readings
+    }
+    left = {reading: sketched.left for reading, sketched in known.items()}
+    heads = {reading: sketched.heads for reading, sketched in known.items()}
+    ordered = sorted(readings, key=left.__getitem__)
+    removes = True
+    if FROZEN in readings:
+        whole = left[FROZEN][0]
+        # One that leaves as much as freezing is a wrong one, unless that is so of all.
+        ordered = [r for r in ordered if r != FROZEN and left[r][0] <= whole]
+        ordered = [r for r in ordered if left[r][0] < whole] or ordered
+        if ordered:
+            enough = whole - _MUCH * (whole - left[ordered[0]][0])
+            whole_heads = max((r for r in ordered if left[r][0] <= enough), key=heads.__getitem__)
+            if heads[whole_heads] > heads[FROZEN]:
+                ordered = list(dict.fromkeys((whole_heads, *ordered)))
+        removes = bool(ordered) and left[ordered[0]][0] < whole
+        ordered = [*ordered, FROZEN]
+    first = known[ordered[0]]
+    return tuple(ordered), removes, first if first.taken.get(key) == ordered[0] else None
+
+
+def _sketched(session: Session, choose: Chooser, decisions: Decisions, key: str, reading: str) -> _Sketched:
+    graph = session.sketch(decisions.reading(key, reading))
+    nodes = [node for record in graph.records for node in record.nodes]
+    taken: dict[str, str | None] = {}
+    for node in nodes:
+        for question, choice in node.choices.items():
+            asked = reading_key(node, question)
+            taken[asked] = choice.taken if taken.get(asked, choice.taken) == choice.taken else None
+    # Of two that remove as much, the finer one: more channels to choose from.
+    left = elements_left(graph, choose(graph)), -sum(g.width for g in graph.groups)
+    return _Sketched(left, sum(len(node.batched) for node in nodes), taken)
+
+
+def ambiguous_readings(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
+    """Readings that remove different channels, by source line."""
+    found: dict[str, tuple[str, ...]] = {}
+    for record in graph.records:
+        for node in record.nodes:
+            for question, choice in node.choices.items():
+                if choice.readings[0] != "free":
+                    key = reading_key(node, question)
+                    found[key] = tuple(dict.fromkeys((*found.get(key, ()), *choice.readings)))
+    return found
