@@ -248,18 +248,18 @@ def test_the_page_on_transfer_of_fewer_runs(
 
 def test_networks_are_set_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "examples")
-    from transfer import page
+    from transfer import beside
 
     document = json.loads((ROOT / "docs" / "figures" / "transfer-results.json").read_text())
-    own = page.summary(document)
+    own = beside.summary(document)
     assert own["near"][0] == Frontier.from_json(json.dumps(document["frontier"])).against(
         "filter", "channel", tasks=document["near"]
     )[0]  # fmt: skip
     wider = {**own, "expansion": 4, "near": (own["near"][0] - 0.1, (-0.2, 0.0))}
     better = {**wider, "near": (own["near"][0] + 0.1, (0.0, 0.2))}
     said = "the wider its residual stream"
-    assert said in page._streams([wider, own]) and said not in page._streams([better, own])
-    assert said not in page._streams([own]) and page._streams([{**own, "after_the_cut": []}]) == ""
+    assert said in beside.streams([wider, own]) and said not in beside.streams([better, own])
+    assert said not in beside.streams([own]) and beside.streams([{**own, "after_the_cut": []}]) == ""
 
 
 def test_every_example_is_run() -> None:

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import structprune
-from structprune.transfer import Cut, Frontier, plot_errors, plot_stream
+from structprune.transfer import Cut, Frontier
+from transfer.beside import commands, streams, summary
+from transfer.figures import draw
+from transfer.markdown import between, duration, in_words, table
 
 DENSE = Cut(0.0, "dense")
 _PAGE = "compute-optimal-transfer.md"
@@ -32,25 +35,10 @@ def write(document: dict[str, Any], docs: Path, beside: Sequence[dict[str, Any]]
     frontier = Frontier.from_json(json.dumps(document["frontier"]))
     document = {**document, "beside": [summary(other) for other in beside] or document.get("beside", [])}
     (docs / "figures").mkdir(parents=True, exist_ok=True)
-    _draw(frontier, document, docs / "figures")
+    draw(frontier, document["near"], docs / "figures")
     (docs / "figures" / "transfer-results.json").write_text(json.dumps(document, separators=(",", ":")) + "\n")
     (docs / _PAGE).write_text(page(frontier, document))
     print(f"wrote {docs / _PAGE}")
-
-
-def summary(document: dict[str, Any]) -> dict[str, Any]:
-    """What the page says of a network: its setting, gains, granularities, and what a cut alone costs."""
-    frontier, settings = Frontier.from_json(json.dumps(document["frontier"])), document["settings"]
-    return {
-        **{
-            name: settings[name]
-            for name in ("quick", "expansion", "steps", "pretraining_steps", "pretraining_error", "seeds")
-        },
-        "improvement": {granularity: frontier.improvement(granularity) for granularity in ("filter", "channel")},
-        "near": frontier.against("filter", "channel", tasks=document["near"]),
-        "all": frontier.against("filter", "channel"),
-        "after_the_cut": document["after_the_cut"],
-    }
 
 
 def page(frontier: Frontier, document: dict[str, Any]) -> str:
@@ -81,7 +69,7 @@ def _claim(frontier: Frontier) -> str:
     else:
         verdict = "Here it does not come out as strongly:"
     best, band = frontier.improvement("channel") if _has_both(frontier) else (gain, (low, high))
-    channels = f" With pruned channels it is {best:.0%} ({_percent(band)})." if best > gain else ""
+    channels = f" With pruned channels it is {best:.0%} ({between(band)})." if best > gain else ""
     return f"""# Compute-optimal transfer
 
 You have a pretrained network, a task and a budget of compute. Which share of the channels should go before you
@@ -90,7 +78,7 @@ the pruned network is ahead, by more than 20 % in its low-compute regime; in the
 
 {verdict} at small budgets the best network with pruned filters makes
 **{gain:.0%} fewer errors** than the dense one (95 % interval over
-{len(frontier.seeds)} seeds: {_percent((low, high))}),
+{len(frontier.seeds)} seeds: {between((low, high))}),
 the mean over {len(frontier.tasks)} tasks.{channels}{_why_not_more(frontier, gain)}{_at_last(frontier)}
 
 ![Error over training FLOPs, mean over all tasks](figures/transfer-errors.svg)
@@ -125,7 +113,7 @@ def _at_last(frontier: Frontier) -> str:
     ahead, _, behind = _standing(frontier)
     steps = f"With {last / frontier.budgets[0]:.0f} times the smallest budget"
     if ahead:
-        return f" {steps} {_listed(ahead)} {'are' if len(ahead) > 1 else 'is'} still ahead."
+        return f" {steps} {in_words(ahead)} {'are' if len(ahead) > 1 else 'is'} still ahead."
     pruned = len(frontier.cuts) - 1
     return f" {steps} no pruned network is ahead any more, and {len(behind)} of {pruned} are behind."
 
@@ -136,11 +124,6 @@ def _standing(frontier: Frontier) -> tuple[list[Cut], list[Cut], list[Cut]]:
     ahead = [cut for cut, (low, _) in bands.items() if low > 0]
     behind = [cut for cut, (_, high) in bands.items() if high < 0]
     return ahead, [cut for cut in bands if cut not in ahead and cut not in behind], behind
-
-
-def _listed(cuts: Sequence[Cut]) -> str:
-    names = [str(cut) for cut in cuts]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _setting(frontier: Frontier, document: dict[str, Any]) -> str:
@@ -163,14 +146,14 @@ held-out samples. It is pruned without data, by the L2 norm, and every network i
 network (batches of {settings["batch_size"]}). `ComputeMeter` counts forward, backward and
 update; evaluation is not counted.
 
-{_table(["network", "parameters", "FLOPs of a step"], networks)}
+{table(["network", "parameters", "FLOPs of a step"], networks)}
 
 **Equal effort.** A learning rate that is the best for few steps makes a pretrained network forget in many, and a pruned
 network makes more steps for its budget. So every network has a rate of its own for every budget, chosen from
 {listed} by the error at that budget on
 {", ".join(settings["development"])}, {settings["development_seeds"]} seeds of each, which are not in the stream:
 
-{_table(["rate for a budget of", *steps], rates)}
+{table(["rate for a budget of", *steps], rates)}
 
 {_edges(by_cut, settings["rates"])}
 
@@ -181,7 +164,7 @@ regime there is to see. Batch norms follow with a momentum of 0.5: with the usua
 statistics of the old data for some twenty steps, which puts networks with few steps, the dense one above all, at a
 disadvantage that has nothing to do with pruning.
 
-{settings["runs"]} runs{failed} for {len(frontier.curves)} curves, {_duration(settings["seconds"])} in all."""
+{settings["runs"]} runs{failed} for {len(frontier.curves)} curves, {duration(settings["seconds"])} in all."""
 
 
 def _edges(rates: Mapping[Cut, Sequence[float]], grid: Sequence[float]) -> str:
@@ -202,9 +185,9 @@ def _low_compute(frontier: Frontier, unit: int) -> str:
         end = frontier.low_compute(task)
         gain, band = frontier.improvement("filter", tasks=[task])
         error = frontier.metric(DENSE, end, tasks=[task])
-        rows.append([task, f"{end / unit:.1f}", f"{error:.3f}", f"**{gain:.0%}**", _percent(band)])
+        rows.append([task, f"{end / unit:.1f}", f"{error:.3f}", f"**{gain:.0%}**", between(band)])
     gain, band = frontier.improvement("filter")
-    rows.append(["**all**", "", "", f"**{gain:.0%}**", _percent(band)])
+    rows.append(["**all**", "", "", f"**{gain:.0%}**", between(band)])
     at_once = [task for task in frontier.tasks if frontier.low_compute(task) == frontier.budgets[0]]
     others = [task for task in frontier.tasks if task not in at_once]
     why = ""
@@ -213,7 +196,7 @@ def _low_compute(frontier: Frontier, unit: int) -> str:
         why = (
             f"\n\nOn {' and '.join(at_once)} the dense network is past the regime after its first step: a pruned\n"
             f"network, which must first find again what the cut took, has one budget to gain at. On the others\n"
-            f"it makes {gain:.0%} fewer errors ({_percent(band)})."
+            f"it makes {gain:.0%} fewer errors ({between(band)})."
         )
     return f"""## The low-compute regime
 
@@ -221,7 +204,7 @@ It ends where the dense network has made half of its final gain. In it, at each 
 with pruned filters is held against the dense one's. {_chosen_on(frontier)} Budgets are in training steps of the dense
 network.
 
-{_table(["task", "the regime ends at", "dense error there", "fewer errors", "95 % interval"], rows)}{why}
+{table(["task", "the regime ends at", "dense error there", "fewer errors", "95 % interval"], rows)}{why}
 
 ![Error over training FLOPs, task by task](figures/transfer-tasks.svg)"""
 
@@ -247,11 +230,11 @@ def _budgets(frontier: Frontier, unit: int) -> str:
 
 The best of all networks, and how many errors fewer than the dense one it makes:
 
-{_table(["budget", "best", "its error", "dense error", "fewer errors"], rows)}
+{table(["budget", "best", "its error", "dense error", "fewer errors"], rows)}
 
 Where the dense network overtakes each of the others, by the means over tasks and seeds:
 
-{_table(["network", "the dense network is ahead"], crossings)}"""
+{table(["network", "the dense network is ahead"], crossings)}"""
 
 
 def _granularities(frontier: Frontier, near: Sequence[str], document: dict[str, Any]) -> str:
@@ -266,7 +249,7 @@ def _granularities(frontier: Frontier, near: Sequence[str], document: dict[str, 
             except structprune.OptionError:  # no network with pruned channels is as cheap
                 continue
             which = f"{cut}, {frontier.cost(cut):.2f} of the FLOPs" if cut else "**mean**"
-            rows.append([name, which, f"{gain:.1%}", _percent(band, 1)])
+            rows.append([name, which, f"{gain:.1%}", between(band, ".1%")])
     if not rows:
         return ""
     _, (low, high) = frontier.against("filter", "channel", tasks=near)
@@ -285,99 +268,45 @@ def _granularities(frontier: Frontier, near: Sequence[str], document: dict[str, 
 At equal FLOPs of a training step, mean over all budgets (the channels' error between the networks that were run is
 interpolated over the logarithm of FLOPs); positive means that filters make fewer errors:
 
-{_table(["tasks", "network", "filters against channels", "95 % interval"], rows)}
+{table(["tasks", "network", "filters against channels", "95 % interval"], rows)}
 
 {verdict}
 
 ![Both granularities on the near tasks](figures/transfer-granularities.svg)
 
-{_streams([summary(document), *document["beside"]])}"""
-
-
-def _streams(networks: Sequence[dict[str, Any]]) -> str:
-    """What the width of the residual stream has to do with it."""
-    networks = sorted((one for one in networks if one["after_the_cut"]), key=lambda one: one["expansion"])
-    if not networks:
-        return ""
-    rows, cuts = [], []
-    for one in networks:
-        gains = [
-            f"{gain:.0%} ({_percent(band)})" for gain, band in (one["improvement"][g] for g in ("filter", "channel"))
-        ]
-        against, band = one["near"]
-        trained = [f"{one['pretraining_steps']:,}", f"{one['steps']}"]
-        rows.append([f"{one['expansion']}", *trained, *gains, f"{against:.1%} ({_percent(band, 1)})"])
-        errors = {(share, granularity): error for share, granularity, _, error in one["after_the_cut"]}
-        inside = {(share, granularity): width for share, granularity, width, _ in one["after_the_cut"]}
-        for share in sorted({share for share, _ in errors}, reverse=True):
-            both = [f"{errors[share, g]:.1%} ({inside[share, g]})" for g in ("filter", "channel")]
-            cuts.append([f"{one['expansion']}", f"{one['pretraining_error']:.1%}", f"{share:g}", *both])
-    alike: dict[tuple[int, int], list[float]] = {}
-    for one in networks:
-        alike.setdefault((one["pretraining_steps"], one["steps"]), []).append(one["near"][0])
-    compared = [order for order in alike.values() if len(order) > 1]
-    why = ""
-    if compared and all(order == sorted(order, reverse=True) for order in compared):
-        why = """The order depends on the network: the wider its residual stream, in widths of the inside of a block,
-the better for channels. `"channel"` takes from the stream too, so that for the same MACs it may leave the inside of a
-bottleneck wider. A ResNet-50's stream is four times as wide; which of both suits it is for a run on it to say.
-
-"""
-    return f"""{why}{
-        _table(
-            [
-                "stream",
-                "pretraining",
-                "dense steps",
-                "filters, low compute",
-                "channels, low compute",
-                "filters against channels, near",
-            ],
-            rows,
-        )
-    }
-
-What the cut alone costs at equal MACs, before any training, with batch norms estimated anew: errors on 500 held-out
-samples of the classes of pretraining, of one network each (and the channels that are left inside the first block):
-
-{_table(["stream", "dense", "MACs left", "filter", "channel"], cuts)}"""
+{streams([summary(document), *document["beside"]])}"""
 
 
 def _in_the_end(frontier: Frontier, unit: int) -> str:
     last = frontier.budgets[-1]
     rows = []
     for cut in frontier.cuts:
-        fewer, band = ("", "") if cut == DENSE else _gained(frontier.gain(last, cut=cut))
-        error = [f"{frontier.metric(cut, last):.4f}", _between(frontier.interval(cut, last))]
-        rows.append([str(cut), *error, fewer, band])
+        fewer = ["", ""]
+        if cut != DENSE:
+            gain, band = frontier.gain(last, cut=cut)
+            fewer = [f"{gain:.0%}", between(band)]
+        error = [f"{frontier.metric(cut, last):.4f}", between(frontier.interval(cut, last), ".4f")]
+        rows.append([str(cut), *error, *fewer])
     ahead, level, behind = _standing(frontier)
     many = len(frontier.seeds) > 1
-    said = [
-        "No pruned network makes fewer errors than the dense one there." if many and not ahead else "",
-        f"{_listed(ahead)}: still ahead of the dense network, a larger budget is needed to see it overtake." if ahead
-        else "",
-        f"{_listed(behind)}: behind it." if behind else "",
-        f"{_listed(level)}: not told apart from it{'' if many else ', as one seed does not tell'}." if level else "",
-    ]  # fmt: skip
-    verdict = " ".join(part for part in said if part)
+    overtaken = "still ahead of the dense network, a larger budget is needed to see it overtake"
+    untold = "not told apart from it" if many else "not told apart from it, as one seed does not tell"
+    said = ["No pruned network makes fewer errors than the dense one there."] if many and not ahead else []
+    said += [
+        f"{in_words(cuts)}: {words}."
+        for cuts, words in ((ahead, overtaken), (behind, "behind it"), (level, untold))
+        if cuts
+    ]
+    verdict = " ".join(said)
     return f"""## In the end
 
 Errors at the largest budget, {last / unit:.0f} dense steps, mean over tasks, and how many fewer than the dense
 network's they are, task by task and then averaged. The mean error is ruled by the hardest tasks, the average of shares
 by those on which hardly an error is left:
 
-{_table(["network", "error", "95 % interval", "fewer errors", "95 % interval"], rows)}
+{table(["network", "error", "95 % interval", "fewer errors", "95 % interval"], rows)}
 
 By the shares of all tasks: {verdict[0].lower()}{verdict[1:]}"""
-
-
-def _gained(gain: tuple[float, tuple[float, float]]) -> tuple[str, str]:
-    return f"{gain[0]:.0%}", _percent(gain[1])
-
-
-def _between(band: tuple[float, float]) -> str:
-    low, high = band
-    return "one seed" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 
 def _stream() -> str:
@@ -410,7 +339,7 @@ is held out: the recommendation comes from the others, and its regret is the err
 hindsight, as a share of the gap between the best and the worst network. Errors are means over budgets; *all together*
 adds up what is lost and the gaps before it divides:
 
-{_table(["held out", "gap", "lost", "regret"], rows)}
+{table(["held out", "gap", "lost", "regret"], rows)}
 
 {_law(frontier, unit)}"""
 
@@ -438,7 +367,7 @@ def _law(frontier: Frontier, unit: int) -> str:
 budget) and density *d*. Fitted here to budgets up to {upto / unit:.0f} dense steps, it is held against the {len(later)}
 larger ones:
 
-{_table(["cuts", "law", "residual where fitted", "error on the held-out budgets"], rows)}
+{table(["cuts", "law", "residual where fitted", "error on the held-out budgets"], rows)}
 
 Errors are root mean squares of error rates. The ratio that the law picks for a held-out budget errs
 {max(regrets):.4f} more than the best by hindsight at worst, {sum(regrets) / len(regrets):.4f} on average."""
@@ -460,7 +389,7 @@ def _limits(document: dict[str, Any]) -> str:
 python examples/compute_optimal_transfer.py{options} --docs docs
 ```
 
-{_other_streams(document)}A run that was stopped goes on where it was. With your own network and images, a folder for
+{commands(document)}A run that was stopped goes on where it was. With your own network and images, a folder for
 each class:
 
 ```bash
@@ -468,87 +397,6 @@ python examples/compute_optimal_transfer.py --model torchvision:resnet50 --image
 ```
 
 [Transfer](transfer.md) says how to use the parts: `finetune`, `sweep`, `Frontier`."""
-
-
-def _other_streams(document: dict[str, Any]) -> str:
-    """How the networks that are set beside were run."""
-    if not document.get("beside"):
-        return ""
-    script = "python examples/compute_optimal_transfer.py"
-    own = " --quick" if document["settings"]["quick"] else ""
-    runs = [
-        f"{script}{' --quick' if one['quick'] else ''} --expansion {one['expansion']} --out build/transfer/stream-"
-        f"{one['expansion']}"
-        for one in document["beside"]
-    ]
-    files = " ".join(f"build/transfer/stream-{one['expansion']}/results.json" for one in document["beside"])
-    runs.append(f"{script}{own} --docs docs --beside {files}")
-    lines = "\n".join(runs)
-    return f"""With networks of other streams beside it:
-
-```bash
-{lines}
-```
-
-"""
-
-
-def _draw(frontier: Frontier, document: dict[str, Any], folder: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    # The same file from the same numbers.
-    matplotlib.rcParams.update({"svg.hashsalt": "structprune", "font.size": 9, "axes.spines.top": False})
-    matplotlib.rcParams.update({"axes.spines.right": False, "svg.fonttype": "none", "figure.facecolor": "white"})
-
-    def save(figure: Any, name: str) -> None:
-        figure.savefig(folder / f"transfer-{name}.svg", metadata={"Date": None})
-        plt.close(figure)
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    plot_errors(frontier, axes, granularity="filter")
-    axes.legend(frameon=False)
-    save(figure, "errors")
-
-    columns = min(4, len(frontier.tasks))
-    rows = math.ceil(len(frontier.tasks) / columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.3 * rows), layout="constrained", squeeze=False)
-    for axes in grid.flat[len(frontier.tasks) :]:
-        axes.remove()
-    for axes, task in zip(grid.flat, frontier.tasks, strict=False):
-        plot_errors(frontier, axes, tasks=[task], granularity="filter")
-        axes.set(title=task, xlabel="", ylabel="")
-    figure.supxlabel("training FLOPs")
-    figure.supylabel("error")
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower right", ncols=4, frameon=False)
-    save(figure, "tasks")
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    plot_errors(frontier, axes, tasks=document["near"])
-    axes.legend(frameon=False)
-    save(figure, "granularities")
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    plot_stream(frontier, axes, granularity="filter")
-    axes.legend(frameon=False)
-    save(figure, "stream")
-
-
-def _percent(band: tuple[float, float], digits: int = 0) -> str:
-    low, high = band
-    return "one seed" if math.isnan(low) else f"{low:.{digits}%} to {high:.{digits}%}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

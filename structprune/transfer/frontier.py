@@ -148,7 +148,7 @@ class Frontier(Runs):
         }
 
         def gained(seeds: npt.NDArray[np.int64]) -> float:
-            at = {budget: _chosen(found[:, :, seeds]) for budget, found in errors.items()}
+            at = {budget: _gains(found[:, :, seeds]) for budget, found in errors.items()}
             own = [mean(np.array([at[b][tasks.index(task)] for b in some])) for task, some in budgets.items()]
             return float(mean(np.array(own)))
 
@@ -156,8 +156,8 @@ class Frontier(Runs):
         there = np.flatnonzero(np.concatenate(paired).any(axis=0))
         return gained(there), jackknife(gained, there)
 
-    def _least(self, cuts: Sequence[Cut], budget: float, tasks: Sequence[str], seeds: Sequence[int] = ()) -> Cut:
-        means = {cut: self.metric(cut, budget, tasks=tasks, seeds=seeds) for cut in cuts}
+    def _least(self, cuts: Sequence[Cut], budget: float, tasks: Sequence[str]) -> Cut:
+        means = {cut: self.metric(cut, budget, tasks=tasks) for cut in cuts}
         reached = [cut for cut in cuts if not math.isnan(means[cut])]
         if not reached:
             raise OptionError(f"No run of these cuts reaches a budget of {scaled(budget)}FLOPs.")
@@ -240,7 +240,7 @@ class Frontier(Runs):
         return "\n".join([head, *rows, *failed])
 
 
-def _chosen(errors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _gains(errors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """``1 - errors / dense errors`` of every task, both means over seeds; for each seed the cut that the others choose.
 
     A mean of the ratios of every seed would be ruled by the seed whose dense error happens to be next to nothing.
