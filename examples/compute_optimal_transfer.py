@@ -3,7 +3,7 @@
 Run it from the repository root; it needs scikit-learn, and matplotlib for the figures::
 
     python examples/compute_optimal_transfer.py --quick     # under 25 minutes on two cores
-    python examples/compute_optimal_transfer.py             # more pretraining, twice the budget, a wider grid of rates
+    python examples/compute_optimal_transfer.py             # more pretraining, twice the budget, a finer grid of rates
     python examples/compute_optimal_transfer.py --docs docs # and write the page and its figures
 
 A small ResNet is pretrained on half of scikit-learn's digits and on drawn images, then pruned without data at three
@@ -34,13 +34,14 @@ from torch import nn
 from transfer.rates import budgets_up_to, chosen, composed, error, needed
 
 import structprune
-from structprune.transfer import Cut, Failure, Frontier, LearningCurve, Task, sweep
+from structprune.transfer import Cut, Failure, Frontier, LearningCurve, Task, probe, sweep
 
 if TYPE_CHECKING:
     from transfer.pretraining import Left
 
 GRANULARITIES = ("filter", "channel")
 _DEVELOPMENT_SEEDS = 2
+_PRUNING: structprune.PruningOptions = {"round_to": 1}
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,23 @@ def main() -> None:
             runs[cut][rate] = run(experiment.stream, cut, rate, points, range(options.seeds), "stream")
             clock.lap()
     frontier = _composed(runs, rates, budgets)
+    development = _composed(
+        {cut: {rate: Frontier(_of(tried[rate], cut)) for rate in rates[cut]} for cut in cuts}, rates, budgets
+    )
+    probes = probe(
+        experiment.model,
+        [*experiment.stream, *experiment.development],
+        cuts,
+        example_inputs=experiment.example,
+        pruning=_PRUNING,
+        device=options.device,
+    )
+    clock.lap()
 
     document = {
         "frontier": json.loads(frontier.to_json()),
+        "development": json.loads(development.to_json()),
+        "probes": [own.to_dict() for own in probes],
         "budgets": budgets,
         "rates": [[*cut, own] for cut, own in rates.items()],
         "tried": [[*cut, r, [error(_of(f, cut), b) for b in budgets]] for r, f in tried.items() for cut in cuts],
@@ -161,7 +176,7 @@ def _options() -> argparse.Namespace:
     options.out = options.out or Path("build/transfer") / ("quick" if options.quick else "full")
     options.train = options.train or 200  # few, as when one transfers
     options.steps = options.steps or (64 if options.quick else 128)
-    options.rates = options.rates or ([0.01, 0.04, 0.16] if options.quick else [0.0025, 0.01, 0.04, 0.16])
+    options.rates = options.rates or ([0.01, 0.04, 0.16] if options.quick else [0.0025 * 2**k for k in range(7)])
     options.pretraining_steps = options.pretraining_steps or (1500 if options.quick else 3000)
     return options
 
@@ -205,7 +220,7 @@ def _run(
         # A run that was tested at other budgets is another run.
         store=options.out / f"{name} {rate:g} {budgets[0]:.3g} {len(budgets)}",
         example_inputs=experiment.example,
-        pruning={"round_to": 1},
+        pruning=_PRUNING,
         prepare=_follow_quickly,
         optimizer=functools.partial(_sgd, rate=rate),
         schedule=_constant,

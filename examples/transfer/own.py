@@ -54,7 +54,7 @@ def tasks(folders: list[Path], transform: Transform) -> tuple[list[Task], list[T
             whole = ImageFolder(folder, transform)
             train, test, classes = *_split(whole), len(whole.classes)
         stream.append(Task(folder.name, train, test, classes))
-        development.append(Task(folder.name, *_split(train), classes))
+        development.append(Task(f"part of {folder.name}", *_split(train), classes))
     return stream, development
 
 

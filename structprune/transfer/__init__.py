@@ -10,6 +10,7 @@ from structprune.transfer.finetuning import finetune
 from structprune.transfer.frontier import Best, Frontier
 from structprune.transfer.meter import ComputeMeter
 from structprune.transfer.plots import plot_errors, plot_stream
+from structprune.transfer.probing import Probe, probe
 from structprune.transfer.runs import Failure
 from structprune.transfer.scaling import ScalingLaw
 from structprune.transfer.sweep import sweep
@@ -23,11 +24,13 @@ __all__ = [
     "Frontier",
     "LearningCurve",
     "Point",
+    "Probe",
     "ScalingLaw",
     "Task",
     "finetune",
     "new_head",
     "plot_errors",
     "plot_stream",
+    "probe",
     "sweep",
 ]

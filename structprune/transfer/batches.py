@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, default_collate
 
@@ -83,3 +84,8 @@ class Batches:
     def _placed(self, batch: Any) -> Batch:
         inputs, targets = tree_map_only(torch.Tensor, lambda t: t.to(self.device), batch)
         return inputs, targets
+
+
+def outputs_of(model: nn.Module, inputs: Any) -> Any:
+    """A mapping goes in as keywords, as ``example_inputs`` of ``structprune.prune_model`` do."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing_extensions import TypedDict, Unpack
 
 from structprune.checkpoint.writing import in_place_of
 from structprune.errors import OptionError
-from structprune.transfer.batches import Batches
+from structprune.transfer.batches import Batches, outputs_of
 from structprune.transfer.curve import LearningCurve, Point
 from structprune.transfer.meter import ComputeMeter
 from structprune.transfer.task import Task, new_head
@@ -178,7 +178,7 @@ class _Run:
             group["lr"] = rate * self.schedule(min(1.0, self.spent / self.budget))
         self.optimizer.zero_grad()
         with self._precision():
-            loss = self.task.loss(_outputs(self.runner, inputs), targets)
+            loss = self.task.loss(outputs_of(self.runner, inputs), targets)
         if self.accelerator is not None:
             self.accelerator.backward(loss)
             self.meter.update(self.optimizer.step)
@@ -197,7 +197,7 @@ class _Run:
         with torch.no_grad():
             for inputs, targets in self.batches.testing():
                 with self._precision():
-                    outputs = _outputs(self.model, inputs)
+                    outputs = outputs_of(self.model, inputs)
                 self.meter.evaluate(inputs)
                 values = self.task.metric(outputs, targets)
                 total, count = total + float(values.sum()), count + values.numel()
@@ -262,11 +262,6 @@ class _Run:
         self.meter.load_state_dict(document["meter"])
         self.scaler.load_state_dict(document["scaler"])
         torch.set_rng_state(document["random"].cpu())
-
-
-def _outputs(model: nn.Module, inputs: Any) -> Any:
-    """A mapping goes in as keywords, as ``example_inputs`` of ``structprune.prune_model`` do."""
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
 def _sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -15,6 +15,7 @@ from structprune.errors import OptionError
 from structprune.transfer.curve import LearningCurve
 from structprune.transfer.cut import DENSE, Cut
 from structprune.transfer.interval import Interval, interval, mean
+from structprune.transfer.probing import Probe
 
 _BUDGETS = 16
 
@@ -38,11 +39,15 @@ class Runs:
     Attributes:
         curves: One for each run.
         failures: The runs that did not succeed.
+        probes: What ``probe`` found of tasks, for advice on others that are like them.
     """
 
-    def __init__(self, curves: Iterable[LearningCurve], failures: Iterable[Failure] = ()) -> None:
+    def __init__(
+        self, curves: Iterable[LearningCurve], failures: Iterable[Failure] = (), probes: Iterable[Probe] = ()
+    ) -> None:
         self.curves = tuple(curves)
         self.failures = tuple(failures)
+        self.probes = tuple(probes)
         if not self.curves:
             said = "; ".join(f"{f.task} {f.ratio:g} {f.granularity}: {f.error}" for f in self.failures[:3])
             raise OptionError(f"A frontier needs at least one curve; all runs failed: {said or 'there were none'}.")
@@ -72,9 +77,9 @@ class Runs:
     def metric(
         self, cut: tuple[float, str], budget: float, *, tasks: Sequence[str] = (), seeds: Sequence[int] = ()
     ) -> float:
-        """The mean metric of a cut at a budget, over tasks and seeds (all, if not given)."""
+        """The mean metric of a cut at a budget, over seeds and then tasks (all, if not given)."""
         values = self._values(cut, budget, tasks)
-        return float(mean(values[:, [self.seeds.index(s) for s in seeds]] if seeds else values))
+        return float(mean(mean(values[:, [self.seeds.index(s) for s in seeds]] if seeds else values, axis=1)))
 
     def interval(self, cut: tuple[float, str], budget: float, *, tasks: Sequence[str] = ()) -> Interval:
         """95 % of ``metric`` over seeds."""
@@ -94,9 +99,13 @@ class Runs:
         return found
 
     def to_json(self) -> str:
-        """All curves and failures."""
+        """All curves, failures and probes."""
         return json.dumps(
-            {"curves": [c.to_dict() for c in self.curves], "failures": [asdict(f) for f in self.failures]}
+            {
+                "curves": [c.to_dict() for c in self.curves],
+                "failures": [asdict(f) for f in self.failures],
+                "probes": [p.to_dict() for p in self.probes],
+            }
         )
 
     @classmethod
@@ -104,7 +113,8 @@ class Runs:
         """Read what ``to_json`` wrote."""
         document = json.loads(text)
         curves = [LearningCurve.from_dict(c) for c in document["curves"]]
-        return cls(curves, [Failure(**f) for f in document["failures"]])
+        probes = [Probe.from_dict(p) for p in document.get("probes", [])]
+        return cls(curves, [Failure(**f) for f in document["failures"]], probes)
 
     def _of(self, cut: tuple[float, str], task: str) -> list[LearningCurve]:
         return self._by_run.get((cut, task), [])

@@ -44,14 +44,11 @@ class Task:
     metric: Callable[[Any, Any], Tensor] = wrong
 
 
-def new_head(model: nn.Module, classes: int, seed: int = 0) -> str:
-    """Put a new linear layer of ``classes`` outputs in place of the model's last one.
-
-    The last one is the linear layer, or 1x1 convolution, that is registered last. Its weights are drawn from ``seed``,
-    uniform in ``1 / sqrt(fan in)``, its bias is zero.
+def head_of(model: nn.Module) -> tuple[str, Any]:
+    """The model's last layer: the linear one, or 1x1 convolution, that is registered last.
 
     Returns:
-        Its path in the model.
+        Its path and itself.
 
     Raises:
         ModelError: There is no such layer.
@@ -64,7 +61,22 @@ def new_head(model: nn.Module, classes: int, seed: int = 0) -> str:
             f"{type(model).__name__} has no linear layer that a new head could take the place of: put one in yourself, "
             "and give a task with classes=None."
         )
-    path, last = found[-1]
+    return found[-1]
+
+
+def new_head(model: nn.Module, classes: int, seed: int = 0) -> str:
+    """Put a new linear layer of ``classes`` outputs in place of the model's last one.
+
+    The last one is the linear layer, or 1x1 convolution, that is registered last. The new weights are drawn from
+    ``seed``, uniform in ``1 / sqrt(fan in)``, the bias is zero.
+
+    Returns:
+        Its path in the model.
+
+    Raises:
+        ModelError: There is no such layer.
+    """
+    path, last = head_of(model)
     generator = torch.Generator().manual_seed(seed)
     weight: Tensor = last.weight
     made: Any

@@ -1,0 +1,79 @@
+"""Advice for a task that was not run, from its probe and from the tasks that were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from structprune.errors import OptionError
+from structprune.transfer.cut import Cut
+from structprune.transfer.likeness import Array, Likeness
+from structprune.transfer.probing import Probe
+from structprune.transfer.runs import Runs
+
+# Of fewer tasks none could be held out and still leave some to tell likeness by.
+FEWEST = 3
+
+
+class Advisor:
+    """What to expect of cuts on a task, by what its probe has in common with those of the tasks that were run.
+
+    Args:
+        runs: The curves, and the probes of their tasks.
+        cuts: Those to choose from.
+        tasks: Those to learn from.
+
+    Raises:
+        OptionError: Too few of the tasks have a probe, and a run of every cut.
+    """
+
+    def __init__(self, runs: Runs, cuts: Sequence[Cut], tasks: Sequence[str]) -> None:
+        self._runs, self._cuts = runs, list(cuts)
+        probes = {probe.task: probe for probe in runs.probes if probe.task in tasks}
+        self._probed = sorted(set.intersection(*(set(probe.errors) for probe in probes.values()))) if probes else []
+        whole = {task: self._errors(task, runs.budgets) for task in tasks if task in probes}
+        self._tasks = [task for task, errors in whole.items() if not np.isnan(errors).any()]
+        if len(self._tasks) < FEWEST or not self._probed:
+            raise OptionError(
+                f"Advice by a probe needs {FEWEST} tasks that were probed and run with every cut; there are "
+                f"{len(self._tasks)}: give Frontier the probes of its tasks, probe(model, tasks, frontier.cuts)."
+            )
+        self._likeness = Likeness(
+            np.stack([self._vector(probes[task]) for task in self._tasks]),
+            np.stack([whole[task] for task in self._tasks], axis=1),
+        )
+
+    def weights(self, probe: Probe) -> dict[str, float]:
+        """The share of every known task in what is expected of a new one; together they are 1."""
+        return dict(zip(self._tasks, self._likeness.weights(self._vector(probe)).tolist(), strict=True))
+
+    def expected(self, probe: Probe, budget: float) -> dict[Cut, float]:
+        """The metric to expect of every cut at a budget."""
+        weights = self._likeness.weights(self._vector(probe))
+        return dict(zip(self._cuts, (weights @ self._at(budget)).tolist(), strict=True))
+
+    def metric(self, probe: Probe, cut: tuple[float, str], budget: float) -> float:
+        """``expected`` of one cut."""
+        return self.expected(probe, budget)[Cut(*cut)]
+
+    def missed(self, budget: float) -> dict[Cut, float]:
+        """What such an expectation was off for the known tasks, each held out: the root mean square."""
+        errors = self._at(budget)
+        off = self._likeness.held_out @ errors - errors
+        return dict(zip(self._cuts, np.sqrt((off**2).mean(axis=0)).tolist(), strict=True))
+
+    def _at(self, budget: float) -> Array:
+        return np.stack([self._errors(task, [budget])[0] for task in self._tasks])
+
+    def _errors(self, task: str, budgets: Sequence[float]) -> Array:
+        return np.array([[self._runs.metric(cut, b, tasks=[task]) for cut in self._cuts] for b in budgets])
+
+    def _vector(self, probe: Probe) -> Array:
+        missing = [cut for cut in self._probed if cut not in probe.errors]
+        if missing:
+            raise OptionError(
+                f"The probe of {probe.task!r} lacks {missing[0]}, which the probes of the tasks that were run have: "
+                "make it with the same cuts."
+            )
+        return np.array([probe.errors[cut] for cut in self._probed])

@@ -1,0 +1,78 @@
+"""What tasks that were run say of another one, by how alike they are."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+# In units of a probe's error rates, and in those of the errors' own scatter over tasks.
+_LENGTHS = (0.1, 0.2, 0.4, 0.8)
+_NOISES = (0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+class Likeness:
+    """Gaussian process regression of errors over the probes of tasks.
+
+    Errors of a new task are expected to be a weighted sum of those of the known ones (Rasmussen and Williams, Gaussian
+    Processes for Machine Learning, equation 2.25, around the mean of all tasks). A task that is like none of them gets
+    their mean. The length over which tasks are alike, and how much of an error is a task's own, are those with which
+    the known tasks, each held out in turn, would have been advised best.
+
+    Args:
+        probes: By task and cut.
+        errors: By budget, task and cut: what to advise on is the cut of the least error at every budget.
+
+    Attributes:
+        held_out: Weights by task and task: what each would have got of the others.
+    """
+
+    def __init__(self, probes: Array, errors: Array) -> None:
+        self._probes = probes
+        tried = {own: self._held_out(*own) for own in product(_LENGTHS, _NOISES)}
+        self._length, self._noise = min(tried, key=lambda own: lost(errors, _summed(tried[own], errors)))
+        self.held_out = tried[self._length, self._noise]
+
+    def weights(self, probe: Array) -> Array:
+        """The share of every known task in a new one, by the new one's probe; together they are 1.
+
+        A share may be negative: of a task that differs from the others in the opposite way.
+        """
+        return _weights(self._probes, probe, self._length, self._noise)
+
+    def _held_out(self, length: float, noise: float) -> Array:
+        count = len(self._probes)
+        weights = np.zeros((count, count))
+        for row in range(count):
+            others = np.arange(count) != row
+            weights[row, others] = _weights(self._probes[others], self._probes[row], length, noise)
+        return weights
+
+
+def lost(errors: Array, expected: Array) -> float:
+    """What it costs to take the cut that is expected to err least, over the best by hindsight, over budgets and tasks.
+
+    Args:
+        errors: By budget, task and cut.
+        expected: Likewise.
+    """
+    taken = np.take_along_axis(errors, expected.argmin(axis=2)[..., None], axis=2)[..., 0]
+    return float((taken - errors.min(axis=2)).sum())
+
+
+def _summed(weights: Array, errors: Array) -> Array:
+    return np.asarray(np.einsum("nt,btc->bnc", weights, errors))
+
+
+def _weights(known: Array, new: Array, length: float, noise: float) -> Array:
+    gram = _kernel(known, known, length) + noise * np.eye(len(known))
+    share = np.linalg.solve(gram, _kernel(known, new[None], length)[:, 0])
+    return np.asarray(share + (1 - share.sum()) / len(known))
+
+
+def _kernel(one: Array, other: Array, length: float) -> Array:
+    squared = ((one[:, None] - other[None]) ** 2).sum(axis=2)
+    return np.asarray(np.exp(-squared / (2 * length**2)))

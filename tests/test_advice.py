@@ -1,0 +1,270 @@
+"""Advice for a task that was not run: probes, likeness, and the recommendation that comes of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import structprune
+from structprune import ModelError, OptionError
+from structprune.transfer import Cut, Frontier, LearningCurve, Point, Probe, Task, probe
+from structprune.transfer.likeness import Likeness, lost
+from structprune.transfer.probing import nearest_mean_error
+
+DENSE, HALF, MOST = Cut(0.0, "dense"), Cut(0.5, "filter"), Cut(0.75, "filter")
+
+
+# The probe.
+
+
+def by_hand(features: np.ndarray, targets: list[int]) -> float:
+    """One sample after the other, its class without it."""
+    deviation = features.std(axis=0)
+    scaled = (features - features.mean(axis=0)) / (deviation + 1e-6)
+    wrong = 0
+    for row, target in enumerate(targets):
+        distances = {}
+        for label in set(targets):
+            members = [scaled[i] for i, own in enumerate(targets) if own == label and i != row]
+            distances[label] = np.linalg.norm(scaled[row] - np.mean(members, axis=0)) if members else np.inf
+        wrong += min(distances, key=distances.__getitem__) != target
+    return wrong / len(targets)
+
+
+@given(seed=st.integers(0, 10**6), samples=st.integers(4, 30), width=st.integers(1, 5), classes=st.integers(2, 5))
+@settings(max_examples=60, deadline=None)
+def test_the_nearest_mean_by_hand(seed: int, samples: int, width: int, classes: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # Numbers need not begin at 0, nor be all there.
+    targets = torch.randint(classes, (samples,), generator=generator) * 2 + 3
+    features = torch.randn(samples, width, generator=generator) + 0.3 * targets[:, None]
+    expected = by_hand(features.double().numpy(), targets.tolist())
+    assert nearest_mean_error(features, targets) == pytest.approx(expected)
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(16, 16, 3),
+        nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+
+
+def images(separable: bool, count: int = 64) -> TensorDataset:
+    generator = torch.Generator().manual_seed(3)
+    pixels, labels = torch.randn(count, 1, 8, 8, generator=generator), torch.arange(count) % 2
+    if separable:
+        pixels[labels == 1] *= 4
+    return TensorDataset(pixels, labels)
+
+
+def test_what_can_be_told_is_told_and_the_model_is_as_it_was() -> None:
+    model = network().train()
+    model[4].weight.requires_grad_(False)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    tasks = [Task(name, images(name == "loud"), images(False), classes=2) for name in ("loud", "noise")]
+    example = torch.zeros(1, 1, 8, 8)
+    loud, noise = probe(model, tasks, [DENSE, (0.5, "filter")], example_inputs=example)
+    assert loud.task == "loud" and list(loud.errors) == [DENSE, HALF]
+    assert loud.errors[DENSE] < 0.1 and noise.errors[DENSE] > 0.3
+    assert model.training and not model[4].weight.requires_grad and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [loud] == probe(model, tasks[:1], [DENSE, HALF], example_inputs=example)  # dropout is off
+    assert Probe.from_dict(json.loads(json.dumps(loud.to_dict()))) == loud
+
+
+def test_flops_of_a_probe_are_those_of_one_forward_pass_of_each_network() -> None:
+    task, example = Task("a", images(True), images(True), classes=2), torch.zeros(1, 1, 8, 8)
+    (own,) = probe(network(), [task], [DENSE, HALF], samples=20, example_inputs=example)
+    networks = [network(), structprune.prune_model(network(), 0.5, example_inputs=example)]
+    assert own.flops == sum(structprune.count_flops(net, example.expand(20, 1, 8, 8)).flops for net in networks)
+
+
+class Spatial(nn.Module):
+    """Its head is a convolution, before the pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 5, 1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(pixels)).mean((2, 3))
+
+
+class Tokens(nn.Module):
+    """Its head sees every token; inputs go in by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Linear(8, 6), nn.Linear(6, 5)
+
+    def forward(self, *, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(tokens)).mean(1)
+
+
+def by_name(pixels: torch.Tensor, labels: torch.Tensor) -> list[Any]:
+    return [({"tokens": image[0]}, label) for image, label in zip(pixels, labels, strict=True)]
+
+
+@pytest.mark.parametrize("of", ["convolution", "tokens"])
+def test_features_of_many_positions_are_averaged(of: str) -> None:
+    pixels, labels = images(True).tensors
+    if of == "convolution":
+        model, data, features = Spatial(), images(True), lambda own: own.features(pixels).mean((2, 3))
+    else:
+        model, data = Tokens(), by_name(pixels, labels)
+        features = lambda own: own.features(pixels[:, 0]).mean(1)  # noqa: E731
+    (own,) = probe(model, [Task("a", data, data, classes=2)], [DENSE])  # type: ignore[arg-type]
+    with torch.no_grad():
+        assert own.errors[DENSE] == nearest_mean_error(features(model), labels)
+
+
+def test_a_loader_gives_its_first_samples() -> None:
+    whole, seen = images(True), TensorDataset(*(tensor[:24] for tensor in images(True).tensors))
+    loader = DataLoader(whole, batch_size=10)
+    options: Any = {"example_inputs": torch.zeros(1, 1, 8, 8)}
+    (one,) = probe(network(), [Task("a", loader, whole, classes=2)], [DENSE, HALF], samples=24, **options)
+    (other,) = probe(network(), [Task("a", seen, whole, classes=2)], [DENSE, HALF], **options)
+    assert one == other
+
+
+def test_what_cannot_be_probed_is_refused() -> None:
+    pixels, labels = images(True).tensors
+    for targets, said in (
+        (labels.float(), "'a' has targets that are no class numbers"),
+        (labels[:, None], "'a' has targets that are no class numbers"),
+        (torch.arange(64), "no class has two of the 64 samples"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            probe(network(), [Task("a", TensorDataset(pixels, targets), images(True))], [DENSE])
+    task = Task("a", images(True), images(True))
+    with pytest.raises(ModelError, match="has no linear layer that a new head could take the place of"):
+        probe(nn.Sequential(nn.Conv2d(1, 4, 3)), [task], [DENSE])
+
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return pixels
+
+    with pytest.raises(OptionError, match="Idle does not call its last layer"):
+        probe(Idle(), [task], [DENSE])
+
+
+# Likeness.
+
+
+@given(seed=st.integers(0, 10**6), tasks=st.integers(3, 7), cuts=st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_weights_are_those_of_a_gaussian_process(seed: int, tasks: int, cuts: int) -> None:
+    """Held against scikit-learn's, for the length and the noise that were chosen, around the mean of all tasks."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF
+
+    random = np.random.default_rng(seed)
+    probes, errors, new = random.random((tasks, cuts)), random.random((2, tasks, cuts)), random.random(cuts)
+    likeness = Likeness(probes, errors)
+    weights = likeness.weights(new)
+    assert weights.sum() == pytest.approx(1)
+    kernel = RBF(likeness._length, "fixed")
+    values = errors.transpose(1, 0, 2).reshape(tasks, -1)
+    fitted = GaussianProcessRegressor(kernel, alpha=likeness._noise, optimizer=None)
+    fitted.fit(probes, values - values.mean(axis=0))
+    assert weights @ values == pytest.approx(fitted.predict(new[None])[0] + values.mean(axis=0), abs=1e-8)
+    assert np.diag(likeness.held_out) == pytest.approx(0) and likeness.held_out.sum(axis=1) == pytest.approx(1)
+    # A task that is like none gets the mean of all.
+    assert likeness.weights(new + 100) == pytest.approx(np.full(tasks, 1 / tasks))
+
+
+def test_what_advice_loses() -> None:
+    errors = np.array([[[0.1, 0.3], [0.5, 0.2]], [[0.2, 0.1], [0.4, 0.4]]])  # by budget, task and cut
+    assert lost(errors, errors) == 0
+    assert lost(errors, -errors) == pytest.approx((0.2 + 0.3) + (0.1 + 0))
+
+
+# The advice.
+
+
+def made(task: str, cut: Cut, metrics: list[float], seed: int = 0) -> LearningCurve:
+    points = [Point(10**i if i else 0, m, 0.0, i, 0) for i, m in enumerate([0.9, *metrics])]
+    return LearningCurve(task, tuple(points), 10, 1, {**cut._asdict(), "seed": seed})
+
+
+KINDS = {"known": (0.05, 0.6), "strange": (0.5, 0.55)}
+
+
+def world(probed: int = 6) -> Frontier:
+    """Two kinds of tasks: what one knows goes with the cut, the other has nothing to lose and learns by steps."""
+    curves, probes = [], []
+    for number in range(6):
+        kind = list(KINDS)[number % 2]
+        own, shift = f"{kind} {number}", 0.01 * number
+        dense, cut = ([0.3, 0.1, 0.05], [0.5, 0.4, 0.3]) if kind == "known" else ([0.8, 0.6, 0.5], [0.6, 0.4, 0.3])
+        curves += [made(own, DENSE, [e + shift for e in dense]), made(own, MOST, [e + shift for e in cut])]
+        errors = dict(zip((DENSE, MOST), KINDS[kind], strict=True))
+        probes.append(Probe(own, {c: e + shift for c, e in errors.items()}, 100))
+    return Frontier(curves, probes=probes[:probed])
+
+
+def new(kind: str, *cuts: Cut) -> Probe:
+    errors = dict(zip((DENSE, MOST), KINDS[kind], strict=True))
+    return Probe("new", {cut: errors[cut] + 0.005 for cut in cuts or (DENSE, MOST)}, 100)
+
+
+def test_a_probe_tells_which_tasks_to_go_by() -> None:
+    frontier = world()
+    blind = frontier.recommend(100)
+    known, strange = (frontier.recommend(100, probe=new(kind)) for kind in KINDS)
+    assert (known.cut, strange.cut) == (DENSE, MOST) and known.dense == known.metric < blind.dense
+    assert known.metric == pytest.approx(0.1 + 0.02, abs=0.03) and strange.metric == pytest.approx(0.4 + 0.03, abs=0.03)
+    assert known.interval[0] < known.metric < known.interval[1]
+    weights = frontier.likeness(new("known"))
+    assert sum(weights.values()) == pytest.approx(1)
+    assert min(weights[f"known {n}"] for n in (0, 2, 4)) > 5 * max(abs(weights[f"strange {n}"]) for n in (1, 3, 5))
+    # Half of the tasks are advised what the other half needs; a probe tells them apart.
+    assert Frontier(frontier.curves).regret() > 0.3 and frontier.regret() == frontier.regret("known 0") == 0
+    assert frontier.regret(["known 0", "strange 1"]) == 0
+    again = Frontier.from_json(frontier.to_json())
+    assert again.probes == frontier.probes and again.recommend(100, probe=new("known")) == known
+    stored = json.loads(frontier.to_json())
+    del stored["probes"]  # as they were stored before there were probes
+    assert Frontier.from_json(json.dumps(stored)).probes == ()
+
+
+def test_beyond_the_budgets_the_law_is_fitted_to_what_is_expected() -> None:
+    frontier = world()
+    known, strange = (frontier.recommend(1e5, probe=new(kind)) for kind in KINDS)
+    assert (known.cut, strange.cut) == (DENSE, MOST)
+    assert known.metric < frontier.recommend(100, probe=new("known")).metric + 0.01
+    dense = Frontier([c for c in frontier.curves if c.cut == DENSE])
+    with pytest.raises(OptionError, match="needs runs of pruned networks"):
+        dense.recommend(1e5)
+
+
+def test_advice_that_cannot_be_given() -> None:
+    with pytest.raises(OptionError, match="needs 3 tasks that were probed and run with every cut; there are 2"):
+        world(probed=2).recommend(100, probe=new("known"))
+    with pytest.raises(OptionError, match="there are 0: give Frontier the probes of its tasks"):
+        world(probed=0).likeness(new("known"))
+    with pytest.raises(OptionError, match=r"The probe of 'new' lacks filter 0\.75"):
+        world().recommend(100, probe=new("known", DENSE))
+    # With too few probes regret goes without them.
+    assert world(probed=3).regret() == world(probed=0).regret() > 0.3
+
+
+def test_tasks_that_lack_a_run_are_not_gone_by() -> None:
+    frontier = world()
+    partly = Frontier([c for c in frontier.curves if (c.task, c.cut) != ("known 0", MOST)], probes=frontier.probes)
+    assert "known 0" not in partly.likeness(new("known")) and len(partly.likeness(new("known"))) == 5
+    assert partly.recommend(100, probe=new("known")).cut == DENSE
