@@ -82,6 +82,13 @@ def test_what_can_be_told_is_told_and_the_model_is_as_it_was() -> None:
     assert Probe.from_dict(json.loads(json.dumps(loud.to_dict()))) == loud
 
 
+def test_batch_norms_take_the_statistics_of_the_samples() -> None:
+    model, task = network(), Task("a", images(True), images(True), classes=2)
+    stale = copy.deepcopy(model)
+    stale[1].running_mean.fill_(1000)  # behind it nothing would be left
+    assert probe(stale, [task], [DENSE]) == probe(model, [task], [DENSE])
+
+
 def test_flops_of_a_probe_are_those_of_one_forward_pass_of_each_network() -> None:
     task, example = Task("a", images(True), images(True), classes=2), torch.zeros(1, 1, 8, 8)
     (own,) = probe(network(), [task], [DENSE, HALF], samples=20, example_inputs=example)
