@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 GRANULARITIES = ("filter", "channel")
 _DEVELOPMENT_SEEDS = 2
+_PROBED = 100  # samples of a task: a probe is to cost little beside the training that it gives advice on
 _PRUNING: structprune.PruningOptions = {"round_to": 1}
 
 
@@ -52,6 +53,7 @@ class Experiment:
     example: torch.Tensor
     stream: list[Task]
     near: list[str]
+    kinds: list[list[str]]
     development: list[Task]
     pretraining_classes: int | None = None
     pretraining_error: float | None = None
@@ -92,7 +94,8 @@ def main() -> None:
     probes = probe(
         experiment.model,
         [*experiment.stream, *experiment.development],
-        cuts,
+        _extremes(cuts),
+        samples=_PROBED,
         example_inputs=experiment.example,
         pruning=_PRUNING,
         device=options.device,
@@ -107,6 +110,7 @@ def main() -> None:
         "rates": [[*cut, own] for cut, own in rates.items()],
         "tried": [[*cut, r, [error(_of(f, cut), b) for b in budgets]] for r, f in tried.items() for cut in cuts],
         "near": experiment.near,
+        "kinds": experiment.kinds,
         "after_the_cut": experiment.after_the_cut,
         "settings": {
             "quick": options.quick, "train": options.train, "seeds": options.seeds, "steps": options.steps,
@@ -191,7 +195,15 @@ def _small(options: argparse.Namespace) -> Experiment:
     stream, development = images.stream(options.train)[: options.tasks], images.development(options.train)
     near = [task.name for task in stream if task.name in images.NEAR]
     return Experiment(
-        model, pretraining.EXAMPLE, stream, near, development, model.fc.out_features, error, after_the_cut=left
+        model,
+        pretraining.EXAMPLE,
+        stream,
+        near,
+        images.KINDS,
+        development,
+        model.fc.out_features,
+        error,
+        after_the_cut=left,
     )
 
 
@@ -200,7 +212,7 @@ def _own(options: argparse.Namespace) -> Experiment:
 
     model, transform, example = own.load(options.model, options.weights, options.image_size)
     stream, development = own.tasks(options.images, transform)
-    return Experiment(model, example, stream, [], development)
+    return Experiment(model, example, stream, [], [], development)
 
 
 def _run(
@@ -254,6 +266,13 @@ def _composed(
                 found.setdefault((curve.task, curve.about["seed"]), {})[rate] = curve
         curves += [composed(own, rates[cut], budgets) for own in found.values() if own.keys() == by_rate.keys()]
     return Frontier(curves, failures)
+
+
+def _extremes(cuts: Sequence[Cut]) -> list[Cut]:
+    """The dense network, and the most pruned one of each granularity."""
+    return [
+        max(cut for cut in cuts if cut.granularity == own) for own in dict.fromkeys(cut.granularity for cut in cuts)
+    ]
 
 
 def _follow_quickly(model: nn.Module, task: Task) -> nn.Module:

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import structprune
 from structprune import ModelError, OptionError
 from structprune.transfer import Cut, Frontier, LearningCurve, Point, Probe, Task, probe
-from structprune.transfer.likeness import Likeness, lost
+from structprune.transfer.advice import Advisor
+from structprune.transfer.likeness import Likeness
 from structprune.transfer.probing import nearest_mean_error
 
 DENSE, HALF, MOST = Cut(0.0, "dense"), Cut(0.5, "filter"), Cut(0.75, "filter")
@@ -135,13 +136,76 @@ def test_features_of_many_positions_are_averaged(of: str) -> None:
         assert own.errors[DENSE] == nearest_mean_error(features(model), labels)
 
 
-def test_a_loader_gives_its_first_samples() -> None:
-    whole, seen = images(True), TensorDataset(*(tensor[:24] for tensor in images(True).tensors))
-    loader = DataLoader(whole, batch_size=10)
-    options: Any = {"example_inputs": torch.zeros(1, 1, 8, 8)}
-    (one,) = probe(network(), [Task("a", loader, whole, classes=2)], [DENSE, HALF], samples=24, **options)
-    (other,) = probe(network(), [Task("a", seen, whole, classes=2)], [DENSE, HALF], **options)
-    assert one == other
+def test_a_loader_gives_its_batches_as_they_come() -> None:
+    """Up to the one with the last sample that is asked for; statistics are those of each."""
+    pixels, labels = images(True).tensors
+    loader = DataLoader(images(True), batch_size=10)
+    model = network()
+    (own,) = probe(model, [Task("a", loader, loader, classes=2)], [DENSE], samples=24)
+    model.eval()
+    model[1].train()
+    model[5].train()
+    with torch.no_grad():
+        features = torch.cat([model[:-1](pixels[first : first + 10]) for first in (0, 10, 20)])
+    assert own.errors[DENSE] == nearest_mean_error(features, labels[:30])
+
+
+def test_a_dataset_gives_samples_at_random() -> None:
+    pixels, labels = images(True).tensors
+    order = labels.argsort()
+    (own,) = probe(
+        network(), [Task("a", TensorDataset(pixels[order], labels[order]), images(True))], [DENSE], samples=16
+    )
+    assert own.errors[DENSE] < 0.3
+
+
+def test_the_same_probe_each_time_and_the_random_state_stays() -> None:
+    def remade(model: nn.Module, task: Task) -> nn.Module:
+        model[4] = nn.Conv2d(16, 16, 3)  # type: ignore[index]
+        return model
+
+    class Noisy(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            return image + torch.randn_like(image), label
+
+    shuffled = Task("a", DataLoader(images(True), batch_size=16, shuffle=True), images(True), classes=2)
+    noisy = Task("b", Noisy(*images(True).tensors), images(True), classes=2)
+    model = network()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one = probe(model, [shuffled, noisy], [DENSE], samples=32, prepare=remade)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    assert one == probe(model, [noisy, shuffled], [DENSE], samples=32, prepare=remade)[::-1]
+
+
+def test_the_options_of_the_sweep_are_those_of_the_probe() -> None:
+    def silenced(model: nn.Module, task: Task) -> nn.Module:
+        assert task.name == "a"
+        nn.init.zeros_(model[0].weight)  # type: ignore[index]
+        return model
+
+    task, options = Task("a", images(True), images(True), classes=2), {"example_inputs": torch.zeros(1, 1, 8, 8)}
+    (plain,) = probe(network(), [task], [DENSE, HALF], **options)  # type: ignore[arg-type]
+    (less,) = probe(network(), [task], [(0.0, "filter"), HALF], pruning={"keep_representation": False}, **options)  # type: ignore[arg-type]
+    assert less.errors.keys() == plain.errors.keys() and less.flops < plain.flops
+    (silent,) = probe(network(), [task], [DENSE], prepare=silenced)
+    assert silent.errors[DENSE] > 0.3 > plain.errors[DENSE]
+
+
+class Idle(nn.Module):
+    """It does not call its head; or twice, or with rows of another number."""
+
+    def __init__(self, calls: int = 0, folded: bool = False) -> None:
+        super().__init__()
+        self.head, self.calls, self.folded = nn.Linear(8, 5), calls, folded
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        rows = pixels.flatten(0, 2) if self.folded else pixels[:, 0]
+        for _ in range(self.calls):
+            self.head(input=rows)
+        return pixels
 
 
 def test_what_cannot_be_probed_is_refused() -> None:
@@ -149,24 +213,30 @@ def test_what_cannot_be_probed_is_refused() -> None:
     for targets, said in (
         (labels.float(), "'a' has targets that are no class numbers"),
         (labels[:, None], "'a' has targets that are no class numbers"),
-        (torch.arange(64), "no class has two of the 64 samples"),
+        (torch.arange(64), "64 training samples of 64 classes do not tell classes apart"),
+        (torch.full((64,), -100), "64 training samples of 1 classes do not tell .* a DataLoader should shuffle"),
     ):
         with pytest.raises(OptionError, match=said):
             probe(network(), [Task("a", TensorDataset(pixels, targets), images(True))], [DENSE])
     task = Task("a", images(True), images(True))
+    with pytest.raises(OptionError, match="samples=1 are too few"):
+        probe(network(), [task], [DENSE], samples=1)
+    with pytest.raises(OptionError, match="0 training samples of 0 classes"):
+        probe(network(), [Task("a", DataLoader([]), images(True))], [DENSE])  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="has no linear layer that a new head could take the place of"):
         probe(nn.Sequential(nn.Conv2d(1, 4, 3)), [task], [DENSE])
-
-    class Idle(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(8, 5)
-
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return pixels
-
-    with pytest.raises(OptionError, match="Idle does not call its last layer"):
-        probe(Idle(), [task], [DENSE])
+    for model, said in (
+        (Idle(0), "head, the last layer of Idle, is given nothing for 64 samples"),
+        (Idle(2), r"is given \[\(64, 8, 8\), \(64, 8, 8\)\] for 64 samples: a probe needs one tensor"),
+        (Idle(1, folded=True), r"is given \[\(512, 8\)\] for 64 samples"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            probe(model, [task], [DENSE])
+    broken = network()
+    nn.init.constant_(broken[4].bias, torch.nan)
+    with pytest.raises(ModelError, match="features that are not finite"):
+        probe(broken, [task], [DENSE])
+    assert probe(Idle(1), [task], [DENSE])[0].task == "a"
 
 
 # Likeness.
@@ -184,7 +254,8 @@ def test_weights_are_those_of_a_gaussian_process(seed: int, tasks: int, cuts: in
     likeness = Likeness(probes, errors)
     weights = likeness.weights(new)
     assert weights.sum() == pytest.approx(1)
-    kernel = RBF(likeness._length, "fixed")
+    # Apart by the root mean square over cuts.
+    kernel = RBF(likeness._length * cuts**0.5, "fixed")
     values = errors.transpose(1, 0, 2).reshape(tasks, -1)
     fitted = GaussianProcessRegressor(kernel, alpha=likeness._noise, optimizer=None)
     fitted.fit(probes, values - values.mean(axis=0))
@@ -194,10 +265,15 @@ def test_weights_are_those_of_a_gaussian_process(seed: int, tasks: int, cuts: in
     assert likeness.weights(new + 100) == pytest.approx(np.full(tasks, 1 / tasks))
 
 
-def test_what_advice_loses() -> None:
-    errors = np.array([[[0.1, 0.3], [0.5, 0.2]], [[0.2, 0.1], [0.4, 0.4]]])  # by budget, task and cut
-    assert lost(errors, errors) == 0
-    assert lost(errors, -errors) == pytest.approx((0.2 + 0.3) + (0.1 + 0))
+def test_length_and_noise_are_those_that_tell_most() -> None:
+    random = np.random.default_rng(0)
+    probes = random.random((30, 2))
+    told = np.stack([np.sin(9 * probes), np.cos(9 * probes)])  # by budget, task and cut
+    local, idle = Likeness(probes, told), Likeness(probes, random.random((2, 30, 2)))
+    new = probes[3] + 0.01
+    assert local._length <= 0.4 and local._noise <= 0.03 and idle._noise >= 1
+    assert local.weights(new) @ told[0] == pytest.approx(np.sin(9 * new), abs=0.1)
+    assert idle.weights(new) == pytest.approx(np.full(30, 1 / 30), abs=0.05)
 
 
 # The advice.
@@ -209,24 +285,27 @@ def made(task: str, cut: Cut, metrics: list[float], seed: int = 0) -> LearningCu
 
 
 KINDS = {"known": (0.05, 0.6), "strange": (0.5, 0.55)}
+ERRORS = {
+    "known": {DENSE: [0.3, 0.1, 0.05], MOST: [0.5, 0.4, 0.3]},
+    "strange": {DENSE: [0.8, 0.6, 0.5], MOST: [0.6, 0.4, 0.3]},
+}
 
 
-def world(probed: int = 6) -> Frontier:
+def world(probed: int = 6, flops: int = 1) -> Frontier:
     """Two kinds of tasks: what one knows goes with the cut, the other has nothing to lose and learns by steps."""
     curves, probes = [], []
     for number in range(6):
         kind = list(KINDS)[number % 2]
         own, shift = f"{kind} {number}", 0.01 * number
-        dense, cut = ([0.3, 0.1, 0.05], [0.5, 0.4, 0.3]) if kind == "known" else ([0.8, 0.6, 0.5], [0.6, 0.4, 0.3])
-        curves += [made(own, DENSE, [e + shift for e in dense]), made(own, MOST, [e + shift for e in cut])]
+        curves += [made(own, cut, [e + shift for e in errors]) for cut, errors in ERRORS[kind].items()]
         errors = dict(zip((DENSE, MOST), KINDS[kind], strict=True))
-        probes.append(Probe(own, {c: e + shift for c, e in errors.items()}, 100))
+        probes.append(Probe(own, {c: e + shift for c, e in errors.items()}, flops))
     return Frontier(curves, probes=probes[:probed])
 
 
 def new(kind: str, *cuts: Cut) -> Probe:
     errors = dict(zip((DENSE, MOST), KINDS[kind], strict=True))
-    return Probe("new", {cut: errors[cut] + 0.005 for cut in cuts or (DENSE, MOST)}, 100)
+    return Probe("new", {cut: errors[cut] + 0.005 for cut in cuts or (DENSE, MOST)}, 1)
 
 
 def test_a_probe_tells_which_tasks_to_go_by() -> None:
@@ -238,15 +317,82 @@ def test_a_probe_tells_which_tasks_to_go_by() -> None:
     assert known.interval[0] < known.metric < known.interval[1]
     weights = frontier.likeness(new("known"))
     assert sum(weights.values()) == pytest.approx(1)
-    assert min(weights[f"known {n}"] for n in (0, 2, 4)) > 5 * max(abs(weights[f"strange {n}"]) for n in (1, 3, 5))
-    # Half of the tasks are advised what the other half needs; a probe tells them apart.
-    assert Frontier(frontier.curves).regret() > 0.3 and frontier.regret() == frontier.regret("known 0") == 0
-    assert frontier.regret(["known 0", "strange 1"]) == 0
+    assert sum(weights[f"known {n}"] for n in (0, 2, 4)) == pytest.approx(1, abs=0.1)
+    # Of the tasks that are named alone, and of one granularity.
+    strangers = [f"strange {n}" for n in (1, 3, 5)]
+    assert frontier.recommend(100, probe=new("known"), tasks=strangers).metric > 0.3
+    channels = [made(c.task, Cut(0.5, "channel"), [0.0] * 3) for c in frontier.curves if c.cut == DENSE]
+    wider = Frontier([*frontier.curves, *channels], probes=frontier.probes)
+    assert wider.recommend(100, probe=new("known")).granularity == "channel"
+    assert wider.recommend(100, "filter", probe=new("known")).cut == DENSE
     again = Frontier.from_json(frontier.to_json())
     assert again.probes == frontier.probes and again.recommend(100, probe=new("known")) == known
     stored = json.loads(frontier.to_json())
     del stored["probes"]  # as they were stored before there were probes
     assert Frontier.from_json(json.dumps(stored)).probes == ()
+
+
+def test_regret_by_probes() -> None:
+    """Half of the tasks are advised what the other half needs; a probe tells them apart."""
+    frontier = world()
+    blind = Frontier(frontier.curves)
+    assert blind.regret() > 0.3 and frontier.regret() == frontier.regret("known 0") == 0
+    assert frontier.regret(["known 0", "strange 1"]) == 0
+    # What it took is more than some budgets, or than all.
+    late = [b for b in frontier.budgets if b >= 100]
+    dear = world(flops=100)
+    assert dear.regret(budgets=late) == 0 < dear.regret() < world(flops=10**9).regret() == blind.regret()
+    # Of one kind alone there is little to learn for the other.
+    strangers = ["strange 1", "strange 3", "strange 5"]
+    assert frontier.regret("known 0", tasks=strangers) == 1 > frontier.regret("strange 1", tasks=strangers) == 0
+    with pytest.raises(OptionError, match="No run is on a task 'other'"):
+        frontier.regret("known 0", tasks=["other"])
+    with pytest.raises(OptionError, match="needs runs on another one"):
+        frontier.regret("known 0", tasks=["known 0"])
+
+
+def test_who_is_held_out_does_not_advise() -> None:
+    """Regret is that of what a frontier without the task, and without its probe, would have advised."""
+    curves = list(world().curves)
+    for row, curve in enumerate(curves):
+        if curve.task == "known 2":  # its probe is that of a task of the other kind
+            curves[row] = made(curve.task, curve.cut, ERRORS["strange"][curve.cut])
+    frontier = Frontier(curves, probes=world().probes)
+    for held_out in frontier.probes:
+        without = Frontier(
+            [curve for curve in curves if curve.task != held_out.task],
+            probes=[own for own in frontier.probes if own != held_out],
+        )
+        lost = gap = 0.0
+        for budget in frontier.budgets:
+            values = {cut: frontier.metric(cut, budget, tasks=[held_out.task]) for cut in frontier.cuts}
+            lost += values[without.recommend(budget, probe=held_out).cut] - min(values.values())
+            gap += max(values.values()) - min(values.values())
+        assert frontier.regret(held_out.task) == pytest.approx(lost / gap)
+    assert frontier.regret("known 2") == 1
+
+
+def test_what_a_prediction_typically_misses() -> None:
+    """Each known task predicted from the others by scikit-learn, with the length and the noise that were chosen."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF
+
+    frontier = world()
+    probes = np.array([[own.errors[cut] for cut in (DENSE, MOST)] for own in frontier.probes])
+    errors = np.array([frontier.metric(MOST, 100, tasks=[own.task]) for own in frontier.probes])
+    likeness = Advisor(frontier, frontier.cuts, frontier.tasks)._likeness
+    off = []
+    for row in range(6):
+        others = np.arange(6) != row
+        fitted = GaussianProcessRegressor(
+            RBF(likeness._length * 2**0.5, "fixed"), alpha=likeness._noise, optimizer=None
+        ).fit(probes[others], errors[others] - errors[others].mean())
+        off.append(fitted.predict(probes[row][None])[0] + errors[others].mean() - errors[row])
+    best = frontier.recommend(100, probe=new("strange"))
+    assert best.cut == MOST and best.interval[1] - best.metric == pytest.approx(np.sqrt(np.mean(np.square(off))))
+    # What a law adds comes on top.
+    beyond, last = (frontier.recommend(budget, probe=new("strange")) for budget in (1e5, frontier.budgets[-1]))
+    assert beyond.interval[1] - beyond.metric >= last.interval[1] - last.metric
 
 
 def test_beyond_the_budgets_the_law_is_fitted_to_what_is_expected() -> None:
@@ -260,18 +406,25 @@ def test_beyond_the_budgets_the_law_is_fitted_to_what_is_expected() -> None:
 
 
 def test_advice_that_cannot_be_given() -> None:
-    with pytest.raises(OptionError, match="needs 3 tasks that were probed and run with every cut; there are 2"):
-        world(probed=2).recommend(100, probe=new("known"))
-    with pytest.raises(OptionError, match="there are 0: give Frontier the probes of its tasks"):
-        world(probed=0).likeness(new("known"))
+    said = "needs 3 tasks that were probed, by the same cuts, and run with every cut; of 6 tasks {} are"
+    for probed in (2, 0):
+        with pytest.raises(OptionError, match=said.format(probed)):
+            world(probed).recommend(100, probe=new("known"))
     with pytest.raises(OptionError, match=r"The probe of 'new' lacks filter 0\.75"):
         world().recommend(100, probe=new("known", DENSE))
     # With too few probes regret goes without them.
     assert world(probed=3).regret() == world(probed=0).regret() > 0.3
 
 
-def test_tasks_that_lack_a_run_are_not_gone_by() -> None:
+def test_tasks_that_lack_a_run_or_a_part_of_the_probe_are_not_gone_by() -> None:
     frontier = world()
     partly = Frontier([c for c in frontier.curves if (c.task, c.cut) != ("known 0", MOST)], probes=frontier.probes)
     assert "known 0" not in partly.likeness(new("known")) and len(partly.likeness(new("known"))) == 5
     assert partly.recommend(100, probe=new("known")).cut == DENSE
+    first, *others = frontier.probes
+    thin = Frontier(frontier.curves, probes=[Probe(first.task, {DENSE: 0.1}, 1), *others])
+    assert "known 0" not in thin.likeness(new("known")) and len(thin.likeness(new("known"))) == 5
+    # Nobody advises the one whose own probe lacks a part, as without probes.
+    assert thin.regret("known 0") == Frontier(frontier.curves).regret("known 0") > 0
+    most_lack = [c for c in frontier.curves if c.cut == DENSE or c.task in ("known 0", "strange 1")]
+    assert Frontier(most_lack, probes=frontier.probes).regret("known 4") == Frontier(most_lack).regret("known 4")

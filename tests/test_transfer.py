@@ -333,6 +333,16 @@ def test_the_best_at_a_budget_and_where_they_cross() -> None:
         frontier.improvement("channel")
 
 
+def test_every_task_counts_the_same_whatever_its_seeds() -> None:
+    """Three runs of one task, two of another, of other seeds: mean and interval are around the mean of both."""
+    curves = [made("a", 0.0, "dense", seed, [0.9, 0.1 + d, 0.1]) for seed, d in enumerate((-0.01, 0.0, 0.01))]
+    curves += [made("b", 0.0, "dense", seed, [0.9, 0.5 + d, 0.1]) for seed, d in ((7, -0.02), (8, 0.02))]
+    frontier = Frontier(curves)
+    low, high = frontier.interval((0.0, "dense"), 10)
+    assert frontier.metric((0.0, "dense"), 10) == pytest.approx(0.3) == (low + high) / 2
+    assert 0 < high - low < 0.2
+
+
 def test_a_scaling_law_finds_what_it_was_made_of() -> None:
     def error(flops: float, density: float) -> float:
         return 0.05 + 0.3 * (flops / 1e9 / density) ** -0.5 + 0.2 * (1 - density) ** 2

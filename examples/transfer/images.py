@@ -24,6 +24,14 @@ NEW_TEXTURES = ((0.4, 9.0), (1.2, 9.0), (2.0, 9.0), (2.8, 9.0), (0.4, 13.0), (2.
 SEEN_GLYPHS, NEW_GLYPHS = 80, 12
 # Upright and bright on dark, of the kinds that were seen: told before anything was run.
 NEAR = ("unseen digits", "occluded digits", "coarse digits", "new glyphs")
+# Tasks of one source, in the stream and to develop on. Those of digits are made of the same images.
+KINDS = [
+    ["unseen digits", "occluded digits", "coarse digits", "rotated digits", "inverted digits", "sums of two digits",
+     "mirrored digits"],
+    ["new glyphs", "other letters"],
+    ["new shapes", "both shapes"],
+    ["new textures"],
+]  # fmt: skip
 
 
 def digits() -> Labelled:

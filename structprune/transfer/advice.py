@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,19 +31,27 @@ class Advisor:
 
     def __init__(self, runs: Runs, cuts: Sequence[Cut], tasks: Sequence[str]) -> None:
         self._runs, self._cuts = runs, list(cuts)
-        probes = {probe.task: probe for probe in runs.probes if probe.task in tasks}
-        self._probed = sorted(set.intersection(*(set(probe.errors) for probe in probes.values()))) if probes else []
-        whole = {task: self._errors(task, runs.budgets) for task in tasks if task in probes}
-        self._tasks = [task for task, errors in whole.items() if not np.isnan(errors).any()]
-        if len(self._tasks) < FEWEST or not self._probed:
+        self._tasks = _advising(runs, cuts, tasks)
+        if len(self._tasks) < FEWEST:
             raise OptionError(
-                f"Advice by a probe needs {FEWEST} tasks that were probed and run with every cut; there are "
-                f"{len(self._tasks)}: give Frontier the probes of its tasks, probe(model, tasks, frontier.cuts)."
+                f"Advice by a probe needs {FEWEST} tasks that were probed, by the same cuts, and run with every cut; "
+                f"of {len(tasks)} tasks {len(self._tasks)} are. Give Frontier the probes of its tasks, "
+                "probe(model, tasks, cuts), and see its failures for runs that lack."
             )
+        probes = _probes(runs)
+        self._probed = sorted(probes[self._tasks[0]].errors)
         self._likeness = Likeness(
             np.stack([self._vector(probes[task]) for task in self._tasks]),
-            np.stack([whole[task] for task in self._tasks], axis=1),
+            np.stack([self._errors(task, runs.budgets) for task in self._tasks], axis=1),
         )
+
+    @classmethod
+    def on(cls, probe: Probe, runs: Runs, cuts: Sequence[Cut], tasks: Sequence[str]) -> Advisor | None:
+        """Who can advise on the task of a probe; nobody, where too few tasks were probed by its cuts and run."""
+        if len(_advising(runs, cuts, tasks)) < FEWEST:
+            return None
+        advisor = cls(runs, cuts, tasks)
+        return advisor if probe.errors.keys() >= set(advisor._probed) else None
 
     def weights(self, probe: Probe) -> dict[str, float]:
         """The share of every known task in what is expected of a new one; together they are 1."""
@@ -53,12 +62,11 @@ class Advisor:
         weights = self._likeness.weights(self._vector(probe))
         return dict(zip(self._cuts, (weights @ self._at(budget)).tolist(), strict=True))
 
-    def metric(self, probe: Probe, cut: tuple[float, str], budget: float) -> float:
-        """``expected`` of one cut."""
-        return self.expected(probe, budget)[Cut(*cut)]
-
     def missed(self, budget: float) -> dict[Cut, float]:
-        """What such an expectation was off for the known tasks, each held out: the root mean square."""
+        """What such an expectation was off for the known tasks, each held out: the root mean square.
+
+        The length and the noise of the regression were chosen on the same tasks: it is on the hopeful side.
+        """
         errors = self._at(budget)
         off = self._likeness.held_out @ errors - errors
         return dict(zip(self._cuts, np.sqrt((off**2).mean(axis=0)).tolist(), strict=True))
@@ -77,3 +85,16 @@ class Advisor:
                 "make it with the same cuts."
             )
         return np.array([probe.errors[cut] for cut in self._probed])
+
+
+def _advising(runs: Runs, cuts: Sequence[Cut], tasks: Sequence[str]) -> list[str]:
+    """Those of the tasks that have a probe, by the cuts that most of them are probed by, and a run of every cut."""
+    probes = _probes(runs)
+    by = Counter(frozenset(probes[task].errors) for task in tasks if task in probes)
+    usual = max(by, key=by.__getitem__) if by else frozenset()
+    found = [task for task in tasks if task in probes and usual and usual == probes[task].errors.keys()]
+    return [t for t in found if not np.isnan([runs.metric(c, b, tasks=[t]) for c in cuts for b in runs.budgets]).any()]
+
+
+def _probes(runs: Runs) -> dict[str, Probe]:
+    return {probe.task: probe for probe in runs.probes}

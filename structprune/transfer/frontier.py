@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
 from structprune.errors import OptionError
 from structprune.measure.quantities import scaled
-from structprune.transfer.advice import FEWEST, Advisor
+from structprune.transfer.advice import Advisor
 from structprune.transfer.cut import DENSE, Cut
 from structprune.transfer.gains import Gains
 from structprune.transfer.interval import Interval
@@ -19,6 +19,7 @@ from structprune.transfer.probing import Probe
 from structprune.transfer.scaling import ScalingLaw
 
 Metric = Callable[[Cut, float], float]
+Question = tuple[str, tuple[str, ...], str | None, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Best:
         budget_flops: FLOPs of training.
         ratio: The share of channels that goes; 0: the dense network.
         granularity: ``"filter"``, ``"channel"``, or ``"dense"``.
-        metric: Its metric, the mean over tasks and seeds.
+        metric: Its metric, the mean over seeds and tasks, or what is predicted.
         interval: 95 % of it over seeds, by Student's t. Of a prediction, what it typically misses: beyond the measured
-            budgets what the scaling law leaves, by a probe what it was off on the tasks that were run.
+            budgets what the scaling law leaves, by a probe what it was off on the tasks that were run, each held out.
         dense: The dense network's metric at that budget.
     """
 
@@ -110,60 +111,98 @@ class Frontier(Gains):
         """
         cuts = self.cuts_of(granularity)
         within = self.budgets[0] <= budget_flops <= self.budgets[-1]
+        if probe is None and within:
+            return self.best(budget_flops, tasks=tasks, granularity=granularity)
         metric: Metric = partial(self.metric, tasks=tasks)
+        missed = dict.fromkeys(cuts, 0.0)
         if probe is not None:
             advisor = Advisor(self, cuts, tasks or self.tasks)
+            missed = advisor.missed(min(budget_flops, self.budgets[-1]))
             if within:
-                return _expected(budget_flops, advisor.expected(probe, budget_flops), advisor.missed(budget_flops))
-            metric = partial(advisor.metric, probe)
-        elif within:
-            return self.best(budget_flops, tasks=tasks, granularity=granularity)
+                return _expected(budget_flops, advisor.expected(probe, budget_flops), missed)
+            at = {budget: advisor.expected(probe, budget) for budget in self.budgets}
+            metric = partial(_looked_up, at)
         laws = {g: self._law(g, metric) for _, g in cuts if g != DENSE.granularity}
         if not laws:
             raise OptionError(
                 "A law for budgets that were not run needs runs of pruned networks, not of the dense alone."
             )
         first = next(iter(laws.values()))
-        predicted = {c: laws.get(c.granularity, first)(budget_flops, 1 - c.ratio) for c in cuts}
-        return _expected(budget_flops, predicted, {c: laws.get(c.granularity, first).residual for c in cuts})
+        own = {c: laws.get(c.granularity, first) for c in cuts}
+        predicted = {c: law(budget_flops, 1 - c.ratio) for c, law in own.items()}
+        return _expected(budget_flops, predicted, {c: math.hypot(own[c].residual, missed[c]) for c in cuts})
 
     def likeness(self, probe: Probe) -> dict[str, float]:
         """The share of every task that was run in what is expected of another one, by its probe; together they are 1.
 
         A share may be negative: of a task that differs from the others in the opposite way.
+
+        Args:
+            probe: What ``probe`` found of the other task.
+
+        Raises:
+            OptionError: Fewer than three of the tasks have probes and all runs, or this one has other cuts.
         """
         return Advisor(self, self.cuts, self.tasks).weights(probe)
 
-    def regret(self, held_out: str | Sequence[str] | None = None, granularity: str | None = None) -> float:
-        """What the recommendation from all other tasks costs on a task, as a share of the gap from best to worst.
+    def regret(
+        self,
+        held_out: str | Sequence[str] | None = None,
+        granularity: str | None = None,
+        *,
+        tasks: Sequence[str] = (),
+        budgets: Sequence[float] = (),
+    ) -> float:
+        """What the recommendation from other tasks costs on a task, as a share of the gap from best to worst.
 
         At every budget the metric of the recommended cut is held against the best by hindsight; both the losses and the
-        gaps are added up over budgets, and over tasks if several are named, or none: each is held out in turn then. If
-        enough tasks have probes, the recommendation goes by that of the one that is held out.
+        gaps are added up over budgets, and over tasks if several are held out, one at a time. If three or more of the
+        others have probes and all runs, the recommendation goes by the probe of the one that is held out, at budgets
+        that are not less than what the probe took.
+
+        Args:
+            held_out: A task, or several, each held out in turn; all, if not given.
+            granularity: ``"filter"`` or ``"channel"``; ``None``: whatever was run.
+            tasks: Those that advise, without the one that is held out; all, if not given.
+            budgets: FLOPs; those of the frontier, if not given.
+
+        Raises:
+            OptionError: No run is on a task that is named, or on one that could advise.
         """
-        if len(self.tasks) < 2:
-            raise OptionError("A recommendation for a task that was held out needs runs on another one.")
-        tasks = [held_out] if isinstance(held_out, str) else held_out or self.tasks
-        for task in tasks:
+        held = [held_out] if isinstance(held_out, str) else list(held_out or self.tasks)
+        for task in (*held, *tasks):
             if task not in self.tasks:
                 raise OptionError(f"No run is on a task {task!r}; there are {', '.join(self.tasks)}.")
-        costs = [self._cost_of_advice(task, granularity) for task in tasks]
+        costs = []
+        for task in held:
+            others = tuple(other for other in tasks or self.tasks if other != task)
+            if not others:
+                raise OptionError("A recommendation for a task that was held out needs runs on another one.")
+            question = (task, others, granularity, tuple(budgets or self.budgets))
+            if question not in self._costs:
+                self._costs[question] = self._cost_of_advice(*question)
+            costs.append(self._costs[question])
         lost, gap = (sum(parts) for parts in zip(*costs, strict=True))
         return lost / gap if gap else 0.0
 
-    def _cost_of_advice(self, held_out: str, granularity: str | None) -> tuple[float, float]:
-        """What the advice of the other tasks loses over all budgets, and the gaps from best to worst."""
-        others, cuts = [task for task in self.tasks if task != held_out], self.cuts_of(granularity)
-        probes = {probe.task: probe for probe in self.probes}
-        probed = held_out in probes and len(probes.keys() & set(others)) >= FEWEST
-        advisor = Advisor(self, cuts, others) if probed else None
+    @cached_property
+    def _costs(self) -> dict[Question, tuple[float, float]]:
+        """What was found by ``_cost_of_advice``: the same hold-outs are asked for one by one and together."""
+        return {}
+
+    def _cost_of_advice(
+        self, held_out: str, others: tuple[str, ...], granularity: str | None, budgets: tuple[float, ...]
+    ) -> tuple[float, float]:
+        """What the advice of other tasks loses over budgets, and the gaps from best to worst."""
+        cuts, probe = self.cuts_of(granularity), next((own for own in self.probes if own.task == held_out), None)
+        advisor = Advisor.on(probe, self, cuts, others) if probe is not None else None
         lost, gap = 0.0, 0.0
-        for budget in self.budgets:
+        for budget in budgets:
             values = {cut: self.metric(cut, budget, tasks=[held_out]) for cut in cuts}
-            if advisor is None:
+            if advisor is None or probe is None or budget < probe.flops:
                 taken = self.best(budget, granularity=granularity, tasks=others).cut
             else:
-                expected = advisor.expected(probes[held_out], budget)
+                expected = advisor.expected(probe, budget)
                 taken = min(expected, key=expected.__getitem__)
             lost += values[taken] - min(values.values())
             gap += max(values.values()) - min(values.values())
@@ -185,6 +224,10 @@ class Frontier(Gains):
             rows.append(f"{scaled(budget):>12}  {best.cut:<16} {best.metric:>8.4f} {interval:>17} {best.dense:>8.4f}")
         failed = [f"failed: {f.task}, {f.granularity} {f.ratio:g}, seed {f.seed}: {f.error}" for f in self.failures]
         return "\n".join([head, *rows, *failed])
+
+
+def _looked_up(at: Mapping[float, Mapping[Cut, float]], cut: Cut, budget: float) -> float:
+    return at[budget][cut]
 
 
 def _expected(budget: float, metrics: Mapping[Cut, float], off: Mapping[Cut, float]) -> Best:

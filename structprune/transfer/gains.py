@@ -83,12 +83,15 @@ class Gains(Runs):
                 theirs.append(np.apply_along_axis(partial(np.interp, np.log(self.cost(own)), costs), 0, values))
         if not ours:
             raise OptionError(f"No {granularity} network costs as much as a {other} network or more: run more ratios.")
-        errors, others = (mean(mean(np.stack(x), axis=0), axis=0) for x in (ours, theirs))
+        errors, others = np.stack(ours), np.stack(theirs)
+        alone = np.isnan(errors + others)
+        errors[alone] = others[alone] = np.nan
 
         def ahead(seeds: npt.NDArray[np.int64]) -> float:
-            return 1 - float(errors[seeds].mean() / others[seeds].mean())
+            error, reference = (float(mean(mean(x[..., seeds], axis=2))) for x in (errors, others))
+            return 1 - error / reference
 
-        there = np.flatnonzero(~np.isnan(errors + others))
+        there = np.flatnonzero(~alone.all(axis=(0, 1)))
         return ahead(there), jackknife(ahead, there)
 
     def _gained(

@@ -9,22 +9,24 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-# In units of a probe's error rates, and in those of the errors' own scatter over tasks.
-_LENGTHS = (0.1, 0.2, 0.4, 0.8)
-_NOISES = (0.03, 0.1, 0.3, 1.0, 3.0)
+# Lengths in error rates, noise in units of the errors' own scatter over tasks.
+_LENGTHS = (0.05, 0.1, 0.2, 0.4, 0.8)
+_NOISES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 class Likeness:
     """Gaussian process regression of errors over the probes of tasks.
 
+    Tasks are as far apart as the root mean square of what their probes differ by.
+
     Errors of a new task are expected to be a weighted sum of those of the known ones (Rasmussen and Williams, Gaussian
     Processes for Machine Learning, equation 2.25, around the mean of all tasks). A task that is like none of them gets
     their mean. The length over which tasks are alike, and how much of an error is a task's own, are those with which
-    the known tasks, each held out in turn, would have been advised best.
+    the others tell most of each known task that is held out: of the least squared difference.
 
     Args:
         probes: By task and cut.
-        errors: By budget, task and cut: what to advise on is the cut of the least error at every budget.
+        errors: By budget, task and cut.
 
     Attributes:
         held_out: Weights by task and task: what each would have got of the others.
@@ -33,7 +35,7 @@ class Likeness:
     def __init__(self, probes: Array, errors: Array) -> None:
         self._probes = probes
         tried = {own: self._held_out(*own) for own in product(_LENGTHS, _NOISES)}
-        self._length, self._noise = min(tried, key=lambda own: lost(errors, _summed(tried[own], errors)))
+        self._length, self._noise = min(tried, key=lambda own: _off(tried[own], errors))
         self.held_out = tried[self._length, self._noise]
 
     def weights(self, probe: Array) -> Array:
@@ -52,19 +54,10 @@ class Likeness:
         return weights
 
 
-def lost(errors: Array, expected: Array) -> float:
-    """What it costs to take the cut that is expected to err least, over the best by hindsight, over budgets and tasks.
-
-    Args:
-        errors: By budget, task and cut.
-        expected: Likewise.
-    """
-    taken = np.take_along_axis(errors, expected.argmin(axis=2)[..., None], axis=2)[..., 0]
-    return float((taken - errors.min(axis=2)).sum())
-
-
-def _summed(weights: Array, errors: Array) -> Array:
-    return np.asarray(np.einsum("nt,btc->bnc", weights, errors))
+def _off(weights: Array, errors: Array) -> float:
+    """The sum of squares of what weighted sums of other tasks' errors are off."""
+    expected = np.einsum("nt,btc->bnc", weights, errors)
+    return float(((expected - errors) ** 2).sum())
 
 
 def _weights(known: Array, new: Array, length: float, noise: float) -> Array:
@@ -74,5 +67,5 @@ def _weights(known: Array, new: Array, length: float, noise: float) -> Array:
 
 
 def _kernel(one: Array, other: Array, length: float) -> Array:
-    squared = ((one[:, None] - other[None]) ** 2).sum(axis=2)
+    squared = ((one[:, None] - other[None]) ** 2).mean(axis=2)
     return np.asarray(np.exp(-squared / (2 * length**2)))

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, default_collate
 
 from structprune.api import prune_model
-from structprune.errors import OptionError
+from structprune.errors import ModelError, OptionError
 from structprune.plan.options import PruningOptions
-from structprune.transfer.batches import outputs_of
+from structprune.transfer.batches import Batch, outputs_of
 from structprune.transfer.cut import DENSE, Cut
 from structprune.transfer.meter import ComputeMeter
 from structprune.transfer.task import Task, head_of
@@ -66,56 +66,64 @@ def probe(
 
     A nearest class mean classifier (as in Mensink et al., 2013, there on features whose distance is learnt) is made of
     the features that each network hands to its head, every one scaled to the same scatter. Each sample is told by the
-    means of all others. Batch norms normalise by the statistics of the samples, as after a few steps of training.
+    means of all others. Batch norms normalise by the statistics of the batch, as after a few steps of training.
 
     Args:
         model: The pretrained network; it is not changed.
         tasks: Those to probe, of which only training data is used. Targets are class numbers.
-        cuts: The networks, such as ``frontier.cuts``; ``(0.0, "dense")`` is the dense one.
-        samples: How many of the training data, at random; all of them go through a network together.
+        cuts: The networks, of those that were run: the dense one, ``(0.0, "dense")``, and the most pruned ones tell
+            most for the least. Tasks are compared by the same cuts.
+        samples: How many of the training data: of a ``Dataset`` at random and in one batch, of a ``DataLoader`` as they
+            come, batch by batch.
         example_inputs: As for ``prune_model``.
         pruning: Further options of ``prune_model``, those of the sweep.
         prepare: As for ``sweep``.
         device: Where to compute; default: where the model is.
 
     Returns:
-        A probe for every task.
+        A probe for every task, the same one for the same data.
 
     Raises:
-        OptionError: A task's targets are no class numbers, or no class has two samples.
-        ModelError: There is no head whose features could be taken.
+        OptionError: A task's targets are no class numbers, or too few to tell classes by.
+        ModelError: There is no head whose features could be taken, a row for each sample.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from structprune.transfer import Task, probe
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+        >>> labels = torch.arange(40) % 2
+        >>> data = TensorDataset(labels[:, None] * torch.ones(8), labels)
+        >>> [own] = probe(model, [Task("on or off", data, data, classes=2)], [(0.0, "dense"), (0.5, "filter")])
+        >>> {str(cut): error for cut, error in own.errors.items()}
+        {'dense': 0.0, 'filter 0.5': 0.0}
     """
-    drawn = [_drawn(task, samples) for task in tasks]
+    if samples < 2:
+        raise OptionError(f"samples={samples} are too few to tell classes by: give 2 or more.")
     found: list[dict[Cut, tuple[float, int]]] = [{} for _ in tasks]
-    for cut in [Cut(*cut) for cut in cuts]:
-        pruned = model
-        if cut != DENSE:
-            pruned = prune_model(
-                model,
-                cut.ratio,
-                cut.granularity,  # type: ignore[arg-type]
-                example_inputs=example_inputs,
-                **(pruning or {}),
-            )
-        for own, task, (inputs, targets) in zip(found, tasks, drawn, strict=True):
-            network = copy.deepcopy(pruned)
-            if prepare is not None:
-                network = prepare(network, task)
-            own[cut] = _probed(network.to(device or next(network.parameters()).device), inputs, targets)
+    # Loaders, augmentation and prepare draw from PyTorch's generator: the same each time, and the caller's stays.
+    with torch.random.fork_rng():
+        drawn = [_drawn(task, samples) for task in tasks]
+        for cut in [Cut(*cut) if cut[0] else DENSE for cut in cuts]:
+            pruned = model
+            if cut != DENSE:
+                pruned = prune_model(
+                    model,
+                    cut.ratio,
+                    cut.granularity,  # type: ignore[arg-type]
+                    example_inputs=example_inputs,
+                    **(pruning or {}),
+                )
+            for own, task, batches in zip(found, tasks, drawn, strict=True):
+                network = copy.deepcopy(pruned)
+                if prepare is not None:
+                    torch.manual_seed(0)
+                    network = prepare(network, task)
+                own[cut] = _probed(network.to(device or next(network.parameters()).device), batches)
     return [
         Probe(task.name, {cut: error for cut, (error, _) in own.items()}, sum(flops for _, flops in own.values()))
         for task, own in zip(tasks, found, strict=True)
     ]
-
-
-def _probed(network: nn.Module, inputs: Any, targets: Tensor) -> tuple[float, int]:
-    """The error of a network's features, and the FLOPs of the forward pass."""
-    there = next(network.parameters()).device
-    inputs, targets = tree_map_only(torch.Tensor, lambda tensor: tensor.to(there), (inputs, targets))
-    error = nearest_mean_error(_features(network, inputs), targets)
-    meter = ComputeMeter(network)
-    meter.evaluate(inputs)
-    return error, meter.evaluation_flops
 
 
 def nearest_mean_error(features: Tensor, targets: Tensor) -> float:
@@ -131,47 +139,60 @@ def nearest_mean_error(features: Tensor, targets: Tensor) -> float:
     classes = nn.functional.one_hot(targets).to(features)
     counts = classes.sum(0)
     distance = torch.cdist(features, classes.T @ features / counts[:, None])
-    # Without a sample the mean of its class lies n / (n - 1) times as far from it.
+    # Without a sample the mean of its class lies n / (n - 1) times as far from it; alone it has none.
     own = counts[targets]
-    factor = torch.where(own > 1, own / (own - 1).clamp(min=1), torch.inf)
-    rows = torch.arange(len(features), device=features.device)
-    # A sample that is the mean of its class is at no distance from it, alone it is at an infinite one.
-    distance[rows, targets] = torch.where(own > 1, distance[rows, targets] * factor, torch.inf)
+    rows = torch.arange(len(features))
+    distance[rows, targets] = torch.where(own > 1, distance[rows, targets] * own / (own - 1).clamp(min=1), torch.inf)
     return float((distance.argmin(1) != targets).double().mean())
 
 
-def _drawn(task: Task, samples: int) -> tuple[Any, Tensor]:
-    """Training samples as one batch: of a ``Dataset`` at random, of a ``DataLoader`` the first."""
+def _probed(network: nn.Module, batches: Sequence[Batch]) -> tuple[float, int]:
+    """The error of a network's features, and the FLOPs of the forward passes."""
+    meter, features = ComputeMeter(network), []
+    for inputs, targets in batches:
+        inputs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(next(network.parameters()).device), inputs)
+        features.append(_features(network, inputs, len(targets)))
+        meter.evaluate(inputs)
+    return nearest_mean_error(torch.cat(features), torch.cat([targets for _, targets in batches])), (
+        meter.evaluation_flops
+    )
+
+
+def _drawn(task: Task, samples: int) -> list[Batch]:
+    """Training samples in batches: of a ``Dataset`` at random and in one, of a ``DataLoader`` the first."""
     data: Any = task.train
+    batches: list[Batch] = []
+    torch.manual_seed(0)
     if isinstance(data, DataLoader):
-        inputs, targets = _first(data, samples)
+        for inputs, targets in data:
+            batches.append((inputs, targets))
+            if sum(len(targets) for _, targets in batches) >= samples:
+                break
     else:
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:samples].tolist()
-        inputs, targets = default_collate([data[i] for i in order])
-    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
-        raise OptionError(f"Task {task.name!r} has targets that are no class numbers: it cannot be probed.")
-    if int(targets.bincount().max()) < 2:
-        raise OptionError(f"Task {task.name!r}: no class has two of the {len(targets)} samples. Give more samples.")
-    return inputs, targets
+        order = torch.randperm(len(data))[:samples].tolist()
+        batches.append(tuple(default_collate([data[i] for i in order])))
+    for _, targets in batches:
+        if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+            raise OptionError(f"Task {task.name!r} has targets that are no class numbers: it cannot be probed.")
+    numbers = torch.cat([targets for _, targets in batches]) if batches else torch.zeros(0)
+    counts = torch.unique(numbers, return_counts=True)[1].tolist()
+    if len(counts) < 2 or max(counts) < 2:
+        raise OptionError(
+            f"Task {task.name!r}: {len(numbers)} training samples of {len(counts)} classes do not tell classes apart. "
+            "Give more samples, of all classes: a DataLoader should shuffle."
+        )
+    return batches
 
 
-def _first(loader: DataLoader[Any], samples: int) -> Any:
-    """The first samples of a loader, together."""
-    batches: list[Any] = []
-    count = 0
-    for inputs, targets in loader:
-        batches.append((inputs, targets))
-        count += len(targets)
-        if count >= samples:
-            break
-    return tree_map(lambda *parts: torch.cat(parts)[:samples], *batches)
-
-
-def _features(model: nn.Module, inputs: Any) -> Tensor:
-    """What the head is given, a row for each sample; positions, if it is given any, are averaged."""
+def _features(model: nn.Module, inputs: Any, count: int) -> Tensor:
+    """What the head is given, a row for each of ``count`` samples; positions, if it is given any, are averaged."""
     given: list[Tensor] = []
-    _, head = head_of(model)
-    hook = head.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    path, head = head_of(model)
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given.extend(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+
+    hook = head.register_forward_pre_hook(note, with_kwargs=True)
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -181,8 +202,14 @@ def _features(model: nn.Module, inputs: Any) -> Tensor:
             outputs_of(model, inputs)
     finally:
         hook.remove()
-    if not given:
-        raise OptionError(f"{type(model).__name__} does not call its last layer: there are no features to probe.")
-    features = given[-1].float()
+    shapes = [tuple(tensor.shape) for tensor in given]
+    if len(given) != 1 or given[0].ndim < 2 or len(given[0]) != count:
+        raise ModelError(
+            f"{path}, the last layer of {type(model).__name__}, is given {shapes or 'nothing'} for {count} samples: a "
+            "probe needs one tensor, a row for each sample."
+        )
+    features = given[0].cpu().float()
+    if not features.isfinite().all():
+        raise ModelError(f"{path}, the last layer of {type(model).__name__}, is given features that are not finite.")
     channels = 1 if isinstance(head, nn.Conv2d) else features.ndim - 1
     return features.movedim(channels, 1).flatten(2).mean(2) if features.ndim > 2 else features

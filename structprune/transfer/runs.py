@@ -14,7 +14,7 @@ from typing_extensions import Self
 from structprune.errors import OptionError
 from structprune.transfer.curve import LearningCurve
 from structprune.transfer.cut import DENSE, Cut
-from structprune.transfer.interval import Interval, interval, mean
+from structprune.transfer.interval import Interval, jackknife, mean
 from structprune.transfer.probing import Probe
 
 _BUDGETS = 16
@@ -82,8 +82,10 @@ class Runs:
         return float(mean(mean(values[:, [self.seeds.index(s) for s in seeds]] if seeds else values, axis=1)))
 
     def interval(self, cut: tuple[float, str], budget: float, *, tasks: Sequence[str] = ()) -> Interval:
-        """95 % of ``metric`` over seeds."""
-        return interval(mean(self._values(cut, budget, tasks), axis=0))
+        """95 % of ``metric`` over seeds, by Student's t: the jackknife of a mean, tasks with other seeds included."""
+        values = self._values(cut, budget, tasks)
+        there = np.flatnonzero(~np.isnan(values).all(axis=0))
+        return jackknife(lambda seeds: float(mean(mean(values[:, seeds], axis=1))), there)
 
     def cost(self, cut: tuple[float, str]) -> float:
         """FLOPs of a training step, as a share of the dense network's."""
