@@ -39,7 +39,7 @@ bench: $(VENV)/.test-installed
 	$(BIN)/python -m tests.bench.accelerator --markdown build/bench/5-accelerator.md
 	for part in build/bench/*.md; do cat $$part; echo; done | sed '$$d' > docs/benchmarks.md
 
-# Near an hour; goes on where it was stopped.
+# Over an hour; goes on where it was stopped.
 transfer: $(VENV)/.test-installed
 	OMP_NUM_THREADS=1 $(BIN)/python examples/compute_optimal_transfer.py --docs docs
 

@@ -427,4 +427,6 @@ def test_tasks_that_lack_a_run_or_a_part_of_the_probe_are_not_gone_by() -> None:
     # Nobody advises the one whose own probe lacks a part, as without probes.
     assert thin.regret("known 0") == Frontier(frontier.curves).regret("known 0") > 0
     most_lack = [c for c in frontier.curves if c.cut == DENSE or c.task in ("known 0", "strange 1")]
-    assert Frontier(most_lack, probes=frontier.probes).regret("known 4") == Frontier(most_lack).regret("known 4")
+    assert Frontier(most_lack, probes=frontier.probes).regret("known 4") == Frontier(most_lack).regret("known 4") == 0
+    # A task is advised of what was run on it.
+    assert partly.regret("known 0") == 0

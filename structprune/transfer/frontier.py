@@ -199,11 +199,11 @@ class Frontier(Gains):
         lost, gap = 0.0, 0.0
         for budget in budgets:
             values = {cut: self.metric(cut, budget, tasks=[held_out]) for cut in cuts}
+            values = {cut: value for cut, value in values.items() if not math.isnan(value)}
             if advisor is None or probe is None or budget < probe.flops:
-                taken = self.best(budget, granularity=granularity, tasks=others).cut
+                taken = self._least(list(values), budget, others)
             else:
-                expected = advisor.expected(probe, budget)
-                taken = min(expected, key=expected.__getitem__)
+                taken = min(values, key=advisor.expected(probe, budget).__getitem__)
             lost += values[taken] - min(values.values())
             gap += max(values.values()) - min(values.values())
         return lost, gap
