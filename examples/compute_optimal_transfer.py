@@ -73,6 +73,16 @@ def main() -> None:
     dense_step = structprune.count_flops(experiment.model, batch, training=True).flops
     budgets = budgets_up_to(options.steps, dense_step)
     cuts = [Cut(0.0, "dense")] + [Cut(r, g) for g in GRANULARITIES for r in options.ratios if r]
+    probes = probe(
+        experiment.model,
+        [*experiment.stream, *experiment.development],
+        _extremes(cuts),
+        samples=_PROBED,
+        example_inputs=experiment.example,
+        pruning=_PRUNING,
+        device=options.device,
+    )
+    clock.lap()
     logging.getLogger("structprune").setLevel(logging.INFO)  # the sweeps say how far they are
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as executor:
         run = functools.partial(_run, experiment=experiment, executor=executor, options=options)
@@ -91,16 +101,6 @@ def main() -> None:
     development = _composed(
         {cut: {rate: Frontier(_of(tried[rate], cut)) for rate in rates[cut]} for cut in cuts}, rates, budgets
     )
-    probes = probe(
-        experiment.model,
-        [*experiment.stream, *experiment.development],
-        _extremes(cuts),
-        samples=_PROBED,
-        example_inputs=experiment.example,
-        pruning=_PRUNING,
-        device=options.device,
-    )
-    clock.lap()
 
     document = {
         "frontier": json.loads(frontier.to_json()),

@@ -341,6 +341,8 @@ def test_every_task_counts_the_same_whatever_its_seeds() -> None:
     low, high = frontier.interval((0.0, "dense"), 10)
     assert frontier.metric((0.0, "dense"), 10) == pytest.approx(0.3) == (low + high) / 2
     assert 0 < high - low < 0.2
+    # Without the only run of b there would be no mean of both.
+    assert np.isnan(Frontier(curves[:-1]).interval((0.0, "dense"), 10)).all()
 
 
 def test_a_scaling_law_finds_what_it_was_made_of() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -45,25 +45,32 @@ class Advisor:
             np.stack([self._errors(task, runs.budgets) for task in self._tasks], axis=1),
         )
 
-    @classmethod
-    def on(cls, probe: Probe, runs: Runs, cuts: Sequence[Cut], tasks: Sequence[str]) -> Advisor | None:
-        """Who can advise on the task of a probe; nobody, where too few tasks were probed by its cuts and run."""
-        if len(_advising(runs, cuts, tasks)) < FEWEST:
-            return None
-        advisor = cls(runs, cuts, tasks)
-        return advisor if probe.errors.keys() >= set(advisor._probed) else None
+    @staticmethod
+    def can_advise(probe: Probe, runs: Runs, cuts: Sequence[Cut], tasks: Sequence[str]) -> bool:
+        """Whether enough of the tasks were probed by the cuts of a probe, and run."""
+        known = _advising(runs, cuts, tasks)
+        return len(known) >= FEWEST and probe.errors.keys() >= _probes(runs)[known[0]].errors.keys()
 
     def weights(self, probe: Probe) -> dict[str, float]:
         """The share of every known task in what is expected of a new one; together they are 1."""
         return dict(zip(self._tasks, self._likeness.weights(self._vector(probe)).tolist(), strict=True))
 
     def expected(self, probe: Probe, budget: float) -> dict[Cut, float]:
-        """The metric to expect of every cut at a budget."""
+        """What to compare cuts by at a budget: the weighted sum of the known tasks' metrics.
+
+        For a task beyond the known ones it may be no metric, such as a negative error rate.
+        """
         weights = self._likeness.weights(self._vector(probe))
         return dict(zip(self._cuts, (weights @ self._at(budget)).tolist(), strict=True))
 
+    def within(self, metrics: Mapping[Cut, float], budget: float) -> dict[Cut, float]:
+        """Metrics no better nor worse than those of any known task."""
+        errors = self._at(budget)
+        low, high = errors.min(axis=0), errors.max(axis=0)
+        return {cut: float(np.clip(metrics[cut], low[row], high[row])) for row, cut in enumerate(self._cuts)}
+
     def missed(self, budget: float) -> dict[Cut, float]:
-        """What such an expectation was off for the known tasks, each held out: the root mean square.
+        """What ``expected`` was off for the known tasks, each held out: the root mean square.
 
         The length and the noise of the regression were chosen on the same tasks: it is on the hopeful side.
         """

@@ -31,8 +31,9 @@ class Best:
         ratio: The share of channels that goes; 0: the dense network.
         granularity: ``"filter"``, ``"channel"``, or ``"dense"``.
         metric: Its metric, the mean over seeds and tasks, or what is predicted.
-        interval: 95 % of it over seeds, by Student's t. Of a prediction, what it typically misses: beyond the measured
-            budgets what the scaling law leaves, by a probe what it was off on the tasks that were run, each held out.
+        interval: 95 % of it over seeds, by Student's t. Of a prediction, what it typically misses to either side:
+            beyond the measured budgets the root mean square of what the law leaves, by a probe that of what such
+            predictions were off on the tasks that were run, each held out.
         dense: The dense network's metric at that budget.
     """
 
@@ -106,22 +107,25 @@ class Frontier(Gains):
             probe: What ``probe`` found of your task: the more a known task is like it, the more it counts.
 
         Raises:
-            OptionError: A probe is given and fewer than three of the tasks have one; or a budget that was not run, and
-                too few networks and budgets to fit a law to.
+            OptionError: A probe is given and fewer than three of the tasks have one, or the budget was not run; or it
+                was not, and there are too few networks and budgets to fit a law to.
         """
         cuts = self.cuts_of(granularity)
         within = self.budgets[0] <= budget_flops <= self.budgets[-1]
-        if probe is None and within:
-            return self.best(budget_flops, tasks=tasks, granularity=granularity)
-        metric: Metric = partial(self.metric, tasks=tasks)
-        missed = dict.fromkeys(cuts, 0.0)
         if probe is not None:
-            advisor = Advisor(self, cuts, tasks or self.tasks)
-            missed = advisor.missed(min(budget_flops, self.budgets[-1]))
-            if within:
-                return _expected(budget_flops, advisor.expected(probe, budget_flops), missed)
-            at = {budget: advisor.expected(probe, budget) for budget in self.budgets}
-            metric = partial(_looked_up, at)
+            if not within:
+                raise OptionError(
+                    f"By a probe there is advice for budgets that were run, {scaled(self.budgets[0])} to "
+                    f"{scaled(self.budgets[-1])}FLOPs, not for {scaled(budget_flops)}FLOPs: run more, or leave it out."
+                )
+            advisor = self._advisor(cuts, tasks or self.tasks)
+            expected = advisor.expected(probe, budget_flops)
+            cut = min(expected, key=expected.__getitem__)
+            metrics = advisor.within(expected, budget_flops)
+            return _predicted(cut, budget_flops, metrics, advisor.missed(budget_flops)[cut])
+        if within:
+            return self.best(budget_flops, tasks=tasks, granularity=granularity)
+        metric = partial(self.metric, tasks=tasks)
         laws = {g: self._law(g, metric) for _, g in cuts if g != DENSE.granularity}
         if not laws:
             raise OptionError(
@@ -130,7 +134,8 @@ class Frontier(Gains):
         first = next(iter(laws.values()))
         own = {c: laws.get(c.granularity, first) for c in cuts}
         predicted = {c: law(budget_flops, 1 - c.ratio) for c, law in own.items()}
-        return _expected(budget_flops, predicted, {c: math.hypot(own[c].residual, missed[c]) for c in cuts})
+        cut = min(predicted, key=predicted.__getitem__)
+        return _predicted(cut, budget_flops, predicted, own[cut].residual)
 
     def likeness(self, probe: Probe) -> dict[str, float]:
         """The share of every task that was run in what is expected of another one, by its probe; together they are 1.
@@ -143,7 +148,7 @@ class Frontier(Gains):
         Raises:
             OptionError: Fewer than three of the tasks have probes and all runs, or this one has other cuts.
         """
-        return Advisor(self, self.cuts, self.tasks).weights(probe)
+        return self._advisor(self.cuts, self.tasks).weights(probe)
 
     def regret(
         self,
@@ -190,19 +195,31 @@ class Frontier(Gains):
         """What was found by ``_cost_of_advice``: the same hold-outs are asked for one by one and together."""
         return {}
 
+    @cached_property
+    def _advisors(self) -> dict[tuple[tuple[Cut, ...], tuple[str, ...]], Advisor]:
+        """Those that were made: each is asked at many budgets."""
+        return {}
+
+    def _advisor(self, cuts: Sequence[Cut], tasks: Sequence[str]) -> Advisor:
+        asked = (tuple(cuts), tuple(tasks))
+        if asked not in self._advisors:
+            self._advisors[asked] = Advisor(self, cuts, tasks)
+        return self._advisors[asked]
+
     def _cost_of_advice(
         self, held_out: str, others: tuple[str, ...], granularity: str | None, budgets: tuple[float, ...]
     ) -> tuple[float, float]:
         """What the advice of other tasks loses over budgets, and the gaps from best to worst."""
         cuts, probe = self.cuts_of(granularity), next((own for own in self.probes if own.task == held_out), None)
-        advisor = Advisor.on(probe, self, cuts, others) if probe is not None else None
+        advisor = None
+        if probe is not None and Advisor.can_advise(probe, self, cuts, others):
+            advisor = self._advisor(cuts, others)
         lost, gap = 0.0, 0.0
         for budget in budgets:
             values = {cut: self.metric(cut, budget, tasks=[held_out]) for cut in cuts}
             values = {cut: value for cut, value in values.items() if not math.isnan(value)}
-            if advisor is None or probe is None or budget < probe.flops:
-                taken = self._least(list(values), budget, others)
-            else:
+            taken = self._least(list(values), budget, others)
+            if advisor is not None and probe is not None and budget >= probe.flops:
                 taken = min(values, key=advisor.expected(probe, budget).__getitem__)
             lost += values[taken] - min(values.values())
             gap += max(values.values()) - min(values.values())
@@ -226,12 +243,6 @@ class Frontier(Gains):
         return "\n".join([head, *rows, *failed])
 
 
-def _looked_up(at: Mapping[float, Mapping[Cut, float]], cut: Cut, budget: float) -> float:
-    return at[budget][cut]
-
-
-def _expected(budget: float, metrics: Mapping[Cut, float], off: Mapping[Cut, float]) -> Best:
-    """The cut that is expected to be the best."""
-    cut = min(metrics, key=metrics.__getitem__)
+def _predicted(cut: Cut, budget: float, metrics: Mapping[Cut, float], off: float) -> Best:
     metric = metrics[cut]
-    return Best(budget, *cut, metric, (metric - off[cut], metric + off[cut]), metrics[DENSE])
+    return Best(budget, *cut, metric, (metric - off, metric + off), metrics[DENSE])

@@ -20,9 +20,10 @@ class Likeness:
     Tasks are as far apart as the root mean square of what their probes differ by.
 
     Errors of a new task are expected to be a weighted sum of those of the known ones (Rasmussen and Williams, Gaussian
-    Processes for Machine Learning, equation 2.25, around the mean of all tasks). A task that is like none of them gets
-    their mean. The length over which tasks are alike, and how much of an error is a task's own, are those with which
-    the others tell most of each known task that is held out: of the least squared difference.
+    Processes for Machine Learning, equation 2.25, around the mean of all tasks). A task that is many lengths from all
+    of them gets their mean; one that lies just beyond them gets weights beyond 0 and 1. The length over which tasks are
+    alike, and how much of an error is a task's own, are those with which the others tell most of each known task that
+    is held out: of the least squared difference.
 
     Args:
         probes: By task and cut.

@@ -71,8 +71,8 @@ def probe(
     Args:
         model: The pretrained network; it is not changed.
         tasks: Those to probe, of which only training data is used. Targets are class numbers.
-        cuts: The networks, of those that were run: the dense one, ``(0.0, "dense")``, and the most pruned ones tell
-            most for the least. Tasks are compared by the same cuts.
+        cuts: The networks, of those that were run, such as the dense one, ``(0.0, "dense")``, and the most pruned ones:
+            these cost little beside it. Tasks are compared by the same cuts.
         samples: How many of the training data: of a ``Dataset`` at random and in one batch, of a ``DataLoader`` as they
             come, batch by batch.
         example_inputs: As for ``prune_model``.
@@ -81,7 +81,8 @@ def probe(
         device: Where to compute; default: where the model is.
 
     Returns:
-        A probe for every task, the same one for the same data.
+        A probe for every task: the same one each time, but for a loader or data that have a random generator of their
+        own.
 
     Raises:
         OptionError: A task's targets are no class numbers, or too few to tell classes by.
@@ -153,7 +154,7 @@ def _probed(network: nn.Module, batches: Sequence[Batch]) -> tuple[float, int]:
         inputs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(next(network.parameters()).device), inputs)
         features.append(_features(network, inputs, len(targets)))
         meter.evaluate(inputs)
-    return nearest_mean_error(torch.cat(features), torch.cat([targets for _, targets in batches])), (
+    return nearest_mean_error(torch.cat(features), torch.cat([targets.cpu() for _, targets in batches])), (
         meter.evaluation_flops
     )
 
@@ -165,7 +166,8 @@ def _drawn(task: Task, samples: int) -> list[Batch]:
     torch.manual_seed(0)
     if isinstance(data, DataLoader):
         for inputs, targets in data:
-            batches.append((inputs, targets))
+            if len(targets) > 1:  # of one sample there are no statistics
+                batches.append((inputs, targets))
             if sum(len(targets) for _, targets in batches) >= samples:
                 break
     else:

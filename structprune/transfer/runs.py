@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -48,6 +49,8 @@ class Runs:
         self.curves = tuple(curves)
         self.failures = tuple(failures)
         self.probes = tuple(probes)
+        if len({probe.task for probe in self.probes}) < len(self.probes):
+            raise OptionError(f"Each task has one probe; there are {[probe.task for probe in self.probes]}.")
         if not self.curves:
             said = "; ".join(f"{f.task} {f.ratio:g} {f.granularity}: {f.error}" for f in self.failures[:3])
             raise OptionError(f"A frontier needs at least one curve; all runs failed: {said or 'there were none'}.")
@@ -84,8 +87,14 @@ class Runs:
     def interval(self, cut: tuple[float, str], budget: float, *, tasks: Sequence[str] = ()) -> Interval:
         """95 % of ``metric`` over seeds, by Student's t: the jackknife of a mean, tasks with other seeds included."""
         values = self._values(cut, budget, tasks)
-        there = np.flatnonzero(~np.isnan(values).all(axis=0))
-        return jackknife(lambda seeds: float(mean(mean(values[:, seeds], axis=1))), there)
+        values = values[~np.isnan(values).all(axis=1)]
+
+        def metric(seeds: npt.NDArray[np.int64]) -> float:
+            by_task = mean(values[:, seeds], axis=1)
+            # Without the only seed of a task it would be the mean of the others.
+            return math.nan if np.isnan(by_task).any() else float(mean(by_task))
+
+        return jackknife(metric, np.flatnonzero(~np.isnan(values).all(axis=0)))
 
     def cost(self, cut: tuple[float, str]) -> float:
         """FLOPs of a training step, as a share of the dense network's."""
