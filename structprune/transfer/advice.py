@@ -38,10 +38,9 @@ class Advisor:
                 f"of {len(tasks)} tasks {len(self._tasks)} are. Give Frontier the probes of its tasks, "
                 "probe(model, tasks, cuts), and see its failures for runs that lack."
             )
-        probes = _probes(runs)
-        self._probed = sorted(probes[self._tasks[0]].errors)
+        self._probed = sorted(runs.probe_of[self._tasks[0]].errors)
         self._likeness = Likeness(
-            np.stack([self._vector(probes[task]) for task in self._tasks]),
+            np.stack([self._vector(runs.probe_of[task]) for task in self._tasks]),
             np.stack([self._errors(task, runs.budgets) for task in self._tasks], axis=1),
         )
 
@@ -49,7 +48,7 @@ class Advisor:
     def can_advise(probe: Probe, runs: Runs, cuts: Sequence[Cut], tasks: Sequence[str]) -> bool:
         """Whether enough of the tasks were probed by the cuts of a probe, and run."""
         known = _advising(runs, cuts, tasks)
-        return len(known) >= FEWEST and probe.errors.keys() >= _probes(runs)[known[0]].errors.keys()
+        return len(known) >= FEWEST and probe.errors.keys() >= runs.probe_of[known[0]].errors.keys()
 
     def weights(self, probe: Probe) -> dict[str, float]:
         """The share of every known task in what is expected of a new one; together they are 1."""
@@ -96,12 +95,8 @@ class Advisor:
 
 def _advising(runs: Runs, cuts: Sequence[Cut], tasks: Sequence[str]) -> list[str]:
     """Those of the tasks that have a probe, by the cuts that most of them are probed by, and a run of every cut."""
-    probes = _probes(runs)
+    probes = runs.probe_of
     by = Counter(frozenset(probes[task].errors) for task in tasks if task in probes)
     usual = max(by, key=by.__getitem__) if by else frozenset()
     found = [task for task in tasks if task in probes and usual and usual == probes[task].errors.keys()]
     return [t for t in found if not np.isnan([runs.metric(c, b, tasks=[t]) for c in cuts for b in runs.budgets]).any()]
-
-
-def _probes(runs: Runs) -> dict[str, Probe]:
-    return {probe.task: probe for probe in runs.probes}

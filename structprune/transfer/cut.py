@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from structprune.api import prune_model
+from structprune.plan.options import PruningOptions
 
 
 class Cut(NamedTuple):
@@ -23,3 +28,11 @@ class Cut(NamedTuple):
 
 
 DENSE = Cut(0.0, "dense")
+
+
+def network_of(cut: Cut, model: nn.Module, example_inputs: Any, pruning: PruningOptions | None) -> nn.Module:
+    """A model as a cut leaves it; the model itself where it is dense."""
+    if not cut.ratio:
+        return model
+    granularity: Any = cut.granularity
+    return prune_model(model, cut.ratio, granularity, example_inputs=example_inputs, **(pruning or {}))

@@ -210,7 +210,7 @@ class Frontier(Gains):
         self, held_out: str, others: tuple[str, ...], granularity: str | None, budgets: tuple[float, ...]
     ) -> tuple[float, float]:
         """What the advice of other tasks loses over budgets, and the gaps from best to worst."""
-        cuts, probe = self.cuts_of(granularity), next((own for own in self.probes if own.task == held_out), None)
+        cuts, probe = self.cuts_of(granularity), self.probe_of.get(held_out)
         advisor = None
         if probe is not None and Advisor.can_advise(probe, self, cuts, others):
             advisor = self._advisor(cuts, others)

@@ -12,15 +12,15 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, default_collate
 
-from structprune.api import prune_model
 from structprune.errors import ModelError, OptionError
 from structprune.plan.options import PruningOptions
 from structprune.transfer.batches import Batch, outputs_of
-from structprune.transfer.cut import DENSE, Cut
+from structprune.transfer.cut import DENSE, Cut, network_of
 from structprune.transfer.meter import ComputeMeter
 from structprune.transfer.task import Task, head_of
 
 Tensor = torch.Tensor
+Prepare = Callable[[nn.Module, Task], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def probe(
     samples: int = 256,
     example_inputs: Any = None,
     pruning: PruningOptions | None = None,
-    prepare: Callable[[nn.Module, Task], nn.Module] | None = None,
+    prepare: Prepare | None = None,
     device: str | torch.device | None = None,
 ) -> list[Probe]:
     """Hold the features of a pretrained network, dense and pruned, against the classes of tasks; nothing is trained.
@@ -106,21 +106,9 @@ def probe(
     with torch.random.fork_rng():
         drawn = [_drawn(task, samples) for task in tasks]
         for cut in [Cut(*cut) if cut[0] else DENSE for cut in cuts]:
-            pruned = model
-            if cut != DENSE:
-                pruned = prune_model(
-                    model,
-                    cut.ratio,
-                    cut.granularity,  # type: ignore[arg-type]
-                    example_inputs=example_inputs,
-                    **(pruning or {}),
-                )
+            pruned = network_of(cut, model, example_inputs, pruning)
             for own, task, batches in zip(found, tasks, drawn, strict=True):
-                network = copy.deepcopy(pruned)
-                if prepare is not None:
-                    torch.manual_seed(0)
-                    network = prepare(network, task)
-                own[cut] = _probed(network.to(device or next(network.parameters()).device), batches)
+                own[cut] = _probed(pruned, task, batches, prepare, device)
     return [
         Probe(task.name, {cut: error for cut, (error, _) in own.items()}, sum(flops for _, flops in own.values()))
         for task, own in zip(tasks, found, strict=True)
@@ -147,16 +135,22 @@ def nearest_mean_error(features: Tensor, targets: Tensor) -> float:
     return float((distance.argmin(1) != targets).double().mean())
 
 
-def _probed(network: nn.Module, batches: Sequence[Batch]) -> tuple[float, int]:
+def _probed(
+    model: nn.Module, task: Task, batches: Sequence[Batch], prepare: Prepare | None, device: str | torch.device | None
+) -> tuple[float, int]:
     """The error of a network's features, and the FLOPs of the forward passes."""
+    network = copy.deepcopy(model)
+    if prepare is not None:
+        torch.manual_seed(0)
+        network = prepare(network, task)
+    network.to(device or next(network.parameters()).device)
     meter, features = ComputeMeter(network), []
     for inputs, targets in batches:
         inputs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(next(network.parameters()).device), inputs)
         features.append(_features(network, inputs, len(targets)))
         meter.evaluate(inputs)
-    return nearest_mean_error(torch.cat(features), torch.cat([targets.cpu() for _, targets in batches])), (
-        meter.evaluation_flops
-    )
+    error = nearest_mean_error(torch.cat(features), torch.cat([targets.cpu() for _, targets in batches]))
+    return error, meter.evaluation_flops
 
 
 def _drawn(task: Task, samples: int) -> list[Batch]:

@@ -41,6 +41,7 @@ class Runs:
         curves: One for each run.
         failures: The runs that did not succeed.
         probes: What ``probe`` found of tasks, for advice on others that are like them.
+        probe_of: The same by task.
     """
 
     def __init__(
@@ -49,7 +50,8 @@ class Runs:
         self.curves = tuple(curves)
         self.failures = tuple(failures)
         self.probes = tuple(probes)
-        if len({probe.task for probe in self.probes}) < len(self.probes):
+        self.probe_of = {probe.task: probe for probe in self.probes}
+        if len(self.probe_of) < len(self.probes):
             raise OptionError(f"Each task has one probe; there are {[probe.task for probe in self.probes]}.")
         if not self.curves:
             said = "; ".join(f"{f.task} {f.ratio:g} {f.granularity}: {f.error}" for f in self.failures[:3])

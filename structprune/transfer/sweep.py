@@ -23,12 +23,11 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from structprune.api import prune_model
 from structprune.checkpoint.writing import in_place_of
 from structprune.errors import OptionError
 from structprune.plan.options import PruningOptions
 from structprune.transfer.curve import LearningCurve
-from structprune.transfer.cut import DENSE, Cut
+from structprune.transfer.cut import DENSE, Cut, network_of
 from structprune.transfer.finetuning import FinetuneOptions, finetune
 from structprune.transfer.frontier import Frontier
 from structprune.transfer.runs import Failure
@@ -108,7 +107,7 @@ def sweep(
         for ratio, granularity in _cuts(ratios, granularities)
     ]
     with _folder(store) as folder:
-        shared = _Shared(model, tuple(tasks), example_inputs, dict(pruning or {}), prepare, dict(options))
+        shared = _Shared(model, tuple(tasks), example_inputs, pruning or {}, prepare, dict(options))
         payload = folder / "shared.pt"
         _write(payload, shared)
         pending = [job for job in jobs if not _is_done(folder / f"{job.name}.json")]
@@ -127,15 +126,7 @@ def run_job(payload: str, job: Job) -> Outcome:
             _end_with_the_parent()
         shared: _Shared = torch.load(payload, weights_only=False)
         task = next(task for task in shared.tasks if task.name == job.task)
-        model = shared.model
-        if job.ratio:
-            model = prune_model(
-                model,
-                job.ratio,
-                job.granularity,  # type: ignore[arg-type]
-                example_inputs=shared.example_inputs,
-                **shared.pruning,
-            )
+        model = network_of(Cut(job.ratio, job.granularity), shared.model, shared.example_inputs, shared.pruning)
         if shared.prepare is not None:
             model = shared.prepare(model, task)
         checkpoint = Path(payload).parent / f"{job.name}.ckpt"
@@ -208,7 +199,7 @@ class _Shared:
     model: nn.Module
     tasks: tuple[Task, ...]
     example_inputs: Any
-    pruning: dict[str, Any]
+    pruning: PruningOptions
     prepare: Callable[[nn.Module, Task], nn.Module] | None
     options: dict[str, Any]
 
