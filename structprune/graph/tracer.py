@@ -17,10 +17,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import structprune.graph.rules  # noqa: F401  (importing them registers them)
 from structprune.graph.call import Call, Recorder
 from structprune.graph.operators import Operator, operator
-from structprune.graph.record import LARGE, Asked, Node, Output, Record, Value
+from structprune.graph.record import BENIGN, LARGE, Asked, Node, Output, Record, Value
 from structprune.graph.slices import Ids, Labels
 from structprune.meta.formulas import is_counted, operator_flops
 from structprune.meta.forward import ConstantsSeen, module_paths
+from structprune.meta.recurrent import unfused
 from structprune.meta.signature import tensors_among, tensors_of
 
 _OURS = str(Path(__file__).parent.parent)
@@ -77,6 +78,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storages: dict[int, tuple[torch.Tensor, Value, str]] = {}
         self._rewritten: dict[int, int] = {}
         self._given: dict[int, torch.Tensor] = {}
+        self._unfilled: set[int] = set()
 
     def know(self, name: str, tensor: torch.Tensor, labels: Labels) -> None:
         """Give a parameter or buffer its labels."""
@@ -93,7 +95,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def forward(self, model: nn.Module, run: Callable[[], Any]) -> Any:
         """Call ``run`` with the modules of ``model`` under observation and return its result."""
         # The library may itself run without gradients; inference mode would hide the operators.
-        constants = ConstantsSeen()
+        constants = ConstantsSeen(self._nodes.__len__)
         looking = constants if self._observer.expects_constants else nullcontext()
         with torch.no_grad(), module_paths(model, self._modules), looking, self:
             try:
@@ -112,6 +114,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run one operator, apply its rule and label what comes out."""
         kwargs = kwargs or {}
         op = operator(func)
+        parts = unfused(op.name, args, kwargs)
+        if parts is not None:
+            with self:
+                return parts(*args, **kwargs)
         arguments = dict(zip(op.parameters, args, strict=False))
         arguments.update(kwargs)
         tensors = tensors_among(arguments.values())
@@ -139,7 +145,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         labels = apply_rule(self._observer, op, call, results)
         if self._observer.on_meta:
             node.asked = Asked(op, arguments, tensors, out)
-            known = tensors if op.name in _UNFILLED else (*tensors, *results)
+            known = (*tensors, *results)
+            if op.name in _UNFILLED:
+                known = tuple(tensors)
+                self._unfilled.add(node.index)
+            elif (func.is_view or op.name in BENIGN) and values and values[0].node in self._unfilled:
+                known = ()  # the same memory, as it was found
+                self._unfilled.add(node.index)
             node.constants = [None if t.is_meta else t.clone() if t.numel() <= _SMALL else LARGE for t in known]
         labels = self._observer.finish(node, out, labels)
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]

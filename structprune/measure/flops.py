@@ -167,7 +167,7 @@ def _count(model: nn.Module, calls: Invocations, training: bool) -> FlopCount:
         caches_restored(replica),
         counting_modules(replica, mode.stack, training),
         torch.set_grad_enabled(training),
-        ConstantsSeen(),
+        ConstantsSeen(lambda: mode.ran),
         mode,
     ):
         for call in on_meta:

@@ -6,7 +6,7 @@ import gc
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from structprune.meta.replica import walk
 
@@ -51,11 +52,17 @@ def running(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 class ConstantsSeen(TorchFunctionMode):
-    """Makes tensors of Python numbers on the CPU where they would be on the meta device and lose their values."""
+    """Makes tensors of Python numbers on the CPU where they would be on the meta device and lose their values.
 
-    def __init__(self) -> None:
+    Some functions want all their tensors on one device before any operator runs. What a forward made on the CPU, where
+    it would be beside the model, follows the model to the meta device there. ``ran`` counts the operators that
+    have run.
+    """
+
+    def __init__(self, ran: Callable[[], int]) -> None:
         super().__init__()
         self.made_any = False
+        self._ran = ran
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -65,7 +72,25 @@ class ConstantsSeen(TorchFunctionMode):
             self.made_any, kwargs = True, {**kwargs, "device": "cpu"}
         elif func is torch.Tensor.new_tensor and _is_meta(kwargs.get("device", args[0].device)):
             self.made_any, kwargs = True, {"dtype": args[0].dtype, **kwargs, "device": "cpu"}
-        return func(*args, **kwargs)
+        before = self._ran()
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:
+            if self._ran() > before or not _on_two_devices((args, kwargs)):
+                raise
+            self.made_any = True
+            args, kwargs = tree_map_only(torch.Tensor, _beside_the_model, (args, kwargs))
+            return func(*args, **kwargs)
+
+
+def _on_two_devices(values: Any) -> bool:
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    return any(t.is_meta for t in tensors) and any(t.is_cpu and t.is_floating_point() for t in tensors)
+
+
+def _beside_the_model(tensor: torch.Tensor) -> torch.Tensor:
+    # By an operator, so that a tracer sees where its channels go.
+    return tensor.to("meta") if tensor.is_cpu and tensor.is_floating_point() else tensor
 
 
 def _is_meta(device: Any) -> bool:

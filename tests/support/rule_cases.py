@@ -499,6 +499,12 @@ INDEXING = [
     Case("index by mask", lambda x: x[torch.tensor([True, False, True, True])], X, ("0.1", "0.2")),
     Case("index by mask over two dims", lambda x: x[torch.ones(4, 6, dtype=torch.bool)], X, ("0.2",)),
     Case("embedding", lambda w: F.embedding(indices(3, 2), w), ((8, 6),), ("0.1",)),
+    Case(
+        "_pack_padded_sequence",
+        lambda x: torch._VF._pack_padded_sequence(x, torch.tensor([6, 4, 4, 2]), True)[0],
+        X,
+        ("0.2",),
+    ),
     Case("gather", lambda x: x.gather(1, indices(4, 2, 5)), X, ()),
     Case("scatter", lambda x: x.scatter(1, indices(4, 2, 5), 1.0), X, ()),
     Case("scatter_add", lambda x, y: x.scatter_add(1, indices(4, 6, 5), y), PAIR, ()),
