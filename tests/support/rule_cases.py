@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -448,12 +449,13 @@ PIECES = [
     Case("slice copy", lambda x: aten.slice_copy(x, 1, 0, x.shape[1] // 2), X, ALL3, "free"),
     Case("pad channels", lambda x: F.pad(x, (0, 0, 2, 1)), X, ALL3),
     Case("pad negative", lambda x: F.pad(x, (0, 0, -1, 0)), X, ("0.0", "0.2")),
-    Case("slice_scatter", lambda x, y: aten.slice_scatter(x, y, 1, 0, 6), PAIR, ()),
-    Case("select_scatter", lambda x, y: aten.select_scatter(x, y, 1, 0), ((4, 6), (4,)), ()),
-    Case("diagonal_scatter", lambda x, y: aten.diagonal_scatter(x, y), ((6, 6), (6,)), ()),
+    Case("slice_scatter", lambda x, y: aten.slice_scatter(x, y, 1, 0, 6), PAIR, ("0.0", "0.2", "1.0", "1.2")),
+    Case("slice_scatter of a stretch", lambda x, y: aten.slice_scatter(x, y, 1, 2, 5), ((4, 6, 5), (4, 3, 5)), ("0.0", "0.2", "1.0", "1.2")),
+    Case("select_scatter", lambda x, y: aten.select_scatter(x, y, 1, 0), ((4, 6, 5), (4, 5)), ("0.0", "0.2", "1.0", "1.1")),
+    Case("diagonal_scatter", lambda x, y: aten.diagonal_scatter(x, y, 0, 2, 0), ((6, 4, 6), (4, 6)), ("0.1", "1.0")),
     Case("slice_backward", lambda x: aten.slice_backward(x, [4, 8, 5], 1, 0, 6, 1), X, ()),
     Case("select_backward", lambda x: aten.select_backward(x, [4, 6, 3, 5], 2, 0), X, ()),
-]
+]  # fmt: skip
 
 CREATION = [
     *(
@@ -488,6 +490,13 @@ CREATION = [
     Case("multinomial", lambda x: torch.multinomial(x, 1).float() * 0, ((4, 6),), (), make=positive),
 ]
 
+
+def alike(dim: int, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """An index along one dimension of ``x``, repeated along the others."""
+    shape = [-1 if d == dim else 1 for d in range(x.ndim)]
+    return index.view(shape).expand([-1 if d == dim else size for d, size in enumerate(x.shape)])
+
+
 INDEXING = [
     Case("select", lambda x: x[:, 2], X, ("0.0", "0.2")),
     Case("unbind", lambda x: x.unbind(1), X, ("0.0", "0.2")),
@@ -506,14 +515,39 @@ INDEXING = [
         ("0.2",),
     ),
     Case("gather", lambda x: x.gather(1, indices(4, 2, 5)), X, ()),
+    Case("gather whole slices", lambda x: x.gather(1, alike(1, x, indices(4))), X, ("0.0", "0.2")),
+    Case("gather by a table", lambda x, i: x.gather(1, i % 6), PAIR, ("0.0", "0.2", "1.0", "1.1", "1.2"), make=integers),
     Case("scatter", lambda x: x.scatter(1, indices(4, 2, 5), 1.0), X, ()),
-    Case("scatter_add", lambda x, y: x.scatter_add(1, indices(4, 6, 5), y), PAIR, ()),
-    Case("scatter_reduce", lambda x, y: x.scatter_reduce(1, indices(4, 6, 5), y, "sum"), PAIR, ()),
-    Case("index_put", lambda x: x.index_put((indices(2),), torch.tensor(1.0)), X, ()),
+    Case("scatter a number", lambda x: x.scatter(1, alike(1, x, indices(6)), 1.0), X, ("0.0", "0.2")),
+    Case("scatter multiplied", lambda x: x.scatter(1, alike(1, x, indices(6)), 2.0, reduce="multiply"), X, ("0.0", "0.2")),
+    Case("scatter in part", lambda x, y: x.scatter(1, alike(1, x, indices(6))[:, :, :2], y), PAIR, ("0.0", "1.0")),
+    *(
+        Case(name, lambda x, y, f=function: f(x, 1, alike(1, x, indices(6)), y), PAIR, ("0.0", "0.2", "1.0", "1.2"))
+        for name, function in (
+            ("scatter of a tensor", torch.scatter),
+            ("scatter_add", torch.scatter_add),
+            ("scatter_reduce", partial(torch.scatter_reduce, reduce="amax")),
+        )
+    ),
+    Case("scatter_add by an index that differs", lambda x, y: x.scatter_add(1, indices(4, 6, 5), y), PAIR, ()),
+    Case("scatter_add along channels", lambda x, y: x.scatter_add(-1, alike(2, x, indices(5)), y), PAIR, ("0.0", "0.1", "1.0", "1.1")),
+    Case("index_put", lambda x: x.index_put((indices(2),), torch.tensor(1.0)), X, ("0.1", "0.2")),
+    Case("index_put in the middle", lambda x, y: aten.index_put(x, [None, indices(2)], y), ((4, 6, 5), (2, 5)), ("0.0", "0.2", "1.1")),
+    Case("index_put of constants", lambda x: x.index_put((indices(2),), fixed(2, 6, 1)), X, ("0.2",)),
+    Case("index_put apart", lambda x, y: aten.index_put(x, [indices(2), None, indices(2)], y), ((4, 6, 5), (2, 6)), ("0.1", "1.1")),
+    Case("index_put added", lambda x, y: x.index_put((indices(2),), y, accumulate=True), ((4, 6, 5), (2, 6, 5)), ("0.1", "0.2", "1.1", "1.2")),
+    Case("index_put by mask", lambda x: x.index_put((x > 0,), torch.tensor(7.0)), X, ALL3),
+    Case("index_put by mask of rows", lambda x: x.index_put((fixed(4, 6) > 0.5,), torch.ones(1)), X, ("0.2",)),
+    Case("index_put by mask of many", lambda x, y: x.index_put((fixed(4) > 0,), y), PAIR, ("0.1", "0.2", "1.1", "1.2")),
     Case("index_add", lambda x, y: x.index_add(1, indices(6), y), PAIR, ("0.0", "0.2", "1.0", "1.2")),
     Case("index_copy", lambda x, y: x.index_copy(1, torch.arange(6), y), PAIR, ("0.0", "0.2", "1.0", "1.2")),
+    Case("index_reduce", lambda x, y: x.index_reduce(1, indices(6), y, "amax"), PAIR, ("0.0", "0.2", "1.0", "1.2")),
+    Case("index_fill", lambda x: x.index_fill(1, indices(2), 3.0), X, ("0.0", "0.2")),
     Case("masked_scatter", lambda x, y: x.masked_scatter(fixed(6, 5) > 0.5, y), PAIR, ()),
-]
+    Case("masked_scatter of rows", lambda x, y: x.masked_scatter(fixed(4, 6, 1) > 0.5, y), ((4, 6, 5), (24, 5)), ("0.2", "1.1")),
+    Case("masked_scatter expanded", lambda x, y: x.masked_scatter((fixed(4, 6, 1) > 0.5).expand_as(x), y), ((4, 6, 5), (24, 5)), ("0.2", "1.1")),
+    Case("masked_scatter by a mask that differs", lambda x, y: x.masked_scatter(fixed(4, 6, 1).expand_as(x) + x > 0.5, y), ((4, 6, 5), (24, 5)), ()),
+]  # fmt: skip
 
 CASES = [*ELEMENTWISE, *CONTRACTION, *NORMALISATION, *REDUCTION, *SPATIAL, *MOVEMENT, *PIECES, *CREATION, *INDEXING]
 
