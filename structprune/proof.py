@@ -12,6 +12,7 @@ from torch import nn
 
 from structprune.errors import PlanError, StructPruneError
 from structprune.graph.checks import check_model
+from structprune.graph.discovery import is_float
 from structprune.graph.record import Record
 from structprune.graph.session import Session, follow, labels_of
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
@@ -19,7 +20,7 @@ from structprune.inputs import Invocations
 from structprune.meta.replica import duplicate, named_tensors
 from structprune.plan.plan import Plan, carried_plan, plan_of
 from structprune.plan.planned import Planned, kept_along
-from structprune.resolve.masking import MaskedRun, UnprovableError, run_in_double
+from structprune.resolve.masking import MaskedRun, UnprovableError, double_of, run_in_double
 from structprune.resolve.replay import DivergenceError, Replay
 from structprune.surgery.slicing import cut_values, equal_values
 
@@ -189,7 +190,8 @@ def _verdict(
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest absolute difference; NaN anywhere makes it NaN."""
-    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+    return float((a.to(wide) - b.to(wide)).abs().max()) if a.numel() else 0.0
 
 
 def _present(space: SliceSpace, roots: Ids, plan: Plan) -> Mask:
@@ -258,31 +260,40 @@ def _randomised(model: nn.Module, gain: float) -> nn.Module:
     """A float64 copy with random parameters, and buffers moved away from special values."""
     generator = torch.Generator().manual_seed(0)
 
-    def random(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
+    def random(_name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not is_float(tensor):
             return tensor.detach().clone()
-        noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        if not isinstance(tensor, nn.Parameter):
-            values = tensor.detach().double().cpu()
-            # Statistics: a variance stays positive, a mean does not stay zero.
-            positive = bool((values > 0).all())
-            return (values * (0.5 + noise) if positive else values + noise - 0.5).to(tensor.device)
-        if tensor.ndim > 1:
-            fan_in = max(1, tensor.numel() // tensor.shape[0])
-            values = (noise - 0.5) * gain * (12 / fan_in) ** 0.5
-        else:
-            values = (noise + 0.5) * torch.where(noise * 1e6 % 1 < 0.3, -1.0, 1.0)
-        return nn.Parameter(values.to(tensor.device))
+        values = tensor.detach()
+        parts = (values.real, values.imag) if tensor.is_complex() else (values,)
+        learnt = isinstance(tensor, nn.Parameter)
+        made = [_random_weight(part, gain, generator) if learnt else _moved(part, generator) for part in parts]
+        values = (torch.complex(*made) if tensor.is_complex() else made[0]).to(tensor.device)
+        return nn.Parameter(values) if learnt else values
 
     return duplicate(model, random, _doubled)
 
 
+def _random_weight(tensor: torch.Tensor, gain: float, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    if tensor.ndim > 1:
+        fan_in = max(1, tensor.numel() // tensor.shape[0])
+        return (noise - 0.5) * gain * (12 / fan_in) ** 0.5
+    return (noise + 0.5) * torch.where(noise * 1e6 % 1 < 0.3, -1.0, 1.0)
+
+
+def _moved(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Statistics: a variance stays positive, a mean does not stay zero."""
+    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    values = tensor.double().cpu()
+    return values * (0.5 + noise) if bool((values > 0).all()) else values + noise - 0.5
+
+
 def _doubled(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()
+    return tensor.detach().to(double_of(tensor.dtype), copy=not is_float(tensor))
 
 
 def _random_input(tensor: torch.Tensor) -> torch.Tensor:
-    if not tensor.is_floating_point():
+    if not is_float(tensor):
         return tensor
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+    return torch.randn(tensor.shape, generator=generator, dtype=double_of(tensor.dtype)).to(tensor.device)

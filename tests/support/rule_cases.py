@@ -38,6 +38,11 @@ def indices(*shape: int) -> torch.Tensor:
     return (torch.arange(int(torch.Size(shape).numel())) % 2).reshape(shape)
 
 
+def complex_numbers(shape: Sequence[int]) -> torch.Tensor:
+    """Complex entries."""
+    return torch.randn(*shape, dtype=torch.complex64)
+
+
 ALL3 = ("0.0", "0.1", "0.2")
 X = ((4, 6, 5),)
 PAIR = ((4, 6, 5), (4, 6, 5))
@@ -178,6 +183,18 @@ CONTRACTION = [
     Case("dot", lambda a, b: torch.dot(a, b), ((6,), (6,)), ("0.0", "1.0")),
     Case("vdot", lambda a, b: torch.vdot(a, b), ((6,), (6,)), ("0.0", "1.0")),
     Case("einsum", lambda a, b: torch.einsum("bic,oc->bio", a, b), ((4, 5, 6), (8, 6)), ("0.0", "0.2", "1.0", "1.1")),
+    *(
+        Case(f"{name} of complex numbers", function, shapes, free, make=complex_numbers)
+        for name, function, shapes, free in (
+            ("mm", lambda a, b: a @ b.mH, ((4, 6), (8, 6)), ("0.0", "0.1", "1.0", "1.1")),
+            ("einsum", lambda a, b: torch.einsum("bix,iox->box", a, b), ((3, 6, 4), (6, 8, 4)), ("0.0", "0.1", "0.2", "1.0", "1.1", "1.2")),
+            ("addmm", lambda b, x, w: torch.addmm(b, x, w.t()).abs(), ((8,), (4, 6), (8, 6)), ("0.0", "1.0", "1.1", "2.0", "2.1")),
+            ("conv2d", _conv(2), ((2, 6, 7, 7), (8, 6, 3, 3), (8,)), ("0.0", "0.1", "1.0", "1.1", "2.0")),
+            ("pointwise", lambda x, y: torch.view_as_real(x.conj() * y.sgn() + x.imag), PAIR, PAIRED),
+            ("mean", lambda x: x.mean(1), X, ALL3),
+            ("var", lambda x: x.var(1), X, ALL3),
+        )
+    ),
     Case("mm constant", lambda a: a @ fixed(6, 5), ((4, 6),), ("0.0",)),
     Case(
         "attention",
@@ -185,7 +202,7 @@ CONTRACTION = [
         ((2, 4, 3, 8), (2, 4, 5, 8), (2, 4, 5, 8)),
         ("0.0", "0.1", "0.2", "0.3", "1.0", "1.1", "1.3", "2.0", "2.1", "2.3"),
     ),
-]
+]  # fmt: skip
 
 _BN = (("0.0", "0.1", "0.2", "1.0", "2.0", "3.0", "4.0"), ((4, 6, 5), (6,), (6,), (6,), (6,)))
 
