@@ -15,6 +15,7 @@ from structprune.graph.session import Session
 from structprune.graph.slices import Mask
 from structprune.meta.forward import collection_paused
 from structprune.meta.replica import named_tensors
+from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.budget import select
 from structprune.plan.options import Granularity, PruningOptions, Ratio, Settings, read_settings
 from structprune.plan.plan import Plan
@@ -23,6 +24,7 @@ from structprune.resolve.resolution import resolve
 from structprune.surgery.optimizer_state import check_optimizer
 
 
+@ordinary_tensors()
 def prune_model(
     model: nn.Module,
     ratio: Ratio | None = None,
@@ -67,6 +69,7 @@ def prune_model(
     return plan.apply(model, inplace=inplace, optimizer=optimizer)
 
 
+@ordinary_tensors()
 def plan_pruning(
     model: nn.Module,
     ratio: Ratio | None = None,
@@ -96,6 +99,7 @@ def plan_pruning(
     return make_plan(model, weights, read_settings(ratio, granularity, list(weights), options), example_inputs)
 
 
+@ordinary_tensors()
 def trace(model: nn.Module, example_inputs: Any = None) -> DependencyGraph:
     """Find out which slices of a model's tensors can only leave together, and which must stay.
 

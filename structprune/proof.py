@@ -18,6 +18,7 @@ from structprune.graph.session import Session, follow, labels_of
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocations
 from structprune.meta.replica import duplicate, named_tensors
+from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import Plan, carried_plan, plan_of
 from structprune.plan.planned import Planned, kept_along
 from structprune.resolve.masking import MaskedRun, UnprovableError, double_of, run_in_double
@@ -66,6 +67,7 @@ class Proof:
         return f"{verdict} (largest error {self.max_error:.1e}, power {self.power:.1e}{mixed})"
 
 
+@ordinary_tensors()
 def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Proof:
     """Compare a pruned model with the dense one whose removed channels are masked.
 
@@ -276,8 +278,8 @@ def _randomised(model: nn.Module, gain: float) -> nn.Module:
 def _random_weight(tensor: torch.Tensor, gain: float, generator: torch.Generator) -> torch.Tensor:
     noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
     if tensor.ndim > 1:
-        fan_in = max(1, tensor.numel() // tensor.shape[0])
-        return (noise - 0.5) * gain * (12 / fan_in) ** 0.5
+        scale: float = gain * (12 / max(1, tensor.numel() // tensor.shape[0])) ** 0.5
+        return (noise - 0.5) * scale
     return (noise + 0.5) * torch.where(noise * 1e6 % 1 < 0.3, -1.0, 1.0)
 
 

@@ -11,10 +11,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import structprune.graph.rules  # noqa: F401  (importing them registers them)
+from structprune.errors import TraceError
 from structprune.graph.call import Call, Recorder
 from structprune.graph.operators import Operator, operator
 from structprune.graph.record import BENIGN, LARGE, Asked, Node, Output, Record, Value
@@ -67,6 +69,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     parameters and buffers are found by storage too, because ``.data`` makes a new tensor unseen.
     """
 
+    # They arrive here too, where they are refused by name.
+    supports_higher_order_operators = True
+
     def __init__(self, observer: Observer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._observer = observer
@@ -113,6 +118,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operator, apply its rule and label what comes out."""
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            raise TraceError(unseen(func.__name__, self._modules[-1] if self._modules else ""))
         op = operator(func)
         parts = unfused(op.name, args, kwargs)
         if parts is not None:
@@ -221,6 +228,16 @@ def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch
         return observer.rule_failed(call.node, error)
     labels = got if isinstance(got, list) else [got]
     return labels + [(None,) * t.ndim for t in results[len(labels) :]]
+
+
+def unseen(operator: str, module: str) -> str:
+    """The message for an operator that runs functions of the model's: no mode sees what happens in them."""
+    return (
+        f"{operator} in {module or 'the forward of the model'} is a higher-order operator: it compiles what it is "
+        "given, and nobody sees which operators run. Write it with ordinary operators while you prune "
+        "(scaled_dot_product_attention in place of flex_attention, a loop or a branch in Python), or give "
+        "example_inputs as a callable that runs the part before or behind."
+    )
 
 
 def _plain(value: Any) -> Any:

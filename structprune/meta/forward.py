@@ -149,11 +149,21 @@ def collection_paused() -> Iterator[None]:
 
 def reads_values(error: BaseException) -> bool:
     """Whether a forward failed for want of the values of floating-point tensors."""
-    return "meta" in str(error).lower() or isinstance(error, NotImplementedError)
+    return not _wants_device(error) and ("meta" in str(error).lower() or isinstance(error, NotImplementedError))
+
+
+def _wants_device(error: BaseException) -> bool:
+    """Whether a function refuses the meta device as such, as ``flex_attention`` does."""
+    return isinstance(error, ValueError) and "only supported on" in str(error)
 
 
 def way_on(error: BaseException) -> str:
     """What to do about a forward that failed on the meta device."""
+    if _wants_device(error):
+        return (
+            "That function runs on devices with numbers alone: write this part with ordinary operators "
+            "(scaled_dot_product_attention in place of flex_attention)."
+        )
     if reads_values(error):
         return (
             "Its forward reads the values of floating-point tensors (.item(), .numpy(), a branch, a boolean mask), "
