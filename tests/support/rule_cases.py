@@ -388,6 +388,8 @@ MOVEMENT = [
     Case("view inner", lambda x: x.view(x.shape[0], 2, -1), ((4, 6),), ("0.0", "0.1"), "dim 1"),
     Case("view outer", lambda x: x.view(x.shape[0], -1, 3), ((4, 6),), ("0.0", "0.1"), "dim 0"),
     Case("view frozen", lambda x: x.view(x.shape[0], 2, 3), ((4, 6),), ("0.0",), "frozen"),
+    Case("view of nothing", lambda x: x[:0].view(0, x.shape[1], x.shape[2]), X, ALL3),
+    Case("view of nothing split", lambda x: x[:, :, :0].view(x.shape[0], 2, 3, 0), X, ("0.2",)),
     Case("unsafe view", lambda x: aten._unsafe_view(x, [x.shape[0], x.shape[1], 1, x.shape[2]]), X, ALL3),
     Case("view copy", lambda x: aten.view_copy(x, [*x.shape, 1]), X, ALL3),
     Case("reshape alias", lambda x: aten._reshape_alias(x, list(x.shape), list(x.stride())), X, ALL3),
