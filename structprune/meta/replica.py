@@ -62,6 +62,12 @@ def _tensors_of(modules: list[tuple[str, nn.Module]]) -> dict[str, torch.Tensor]
     return named
 
 
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where a model is, if its weights are anywhere."""
+    tensors = named_tensors(model).values()
+    return next((t.device for t in tensors if t.is_floating_point() and not t.is_meta), None)
+
+
 def duplicate(model: nn.Module, tensor_map: TensorMap, loose: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     """Deep-copy a model, its parameters and buffers through ``tensor_map``, other tensors through ``loose``.
 
