@@ -21,7 +21,15 @@ from structprune.graph.tracer import Observer, Tracer
 from structprune.inputs import Invocations, infer_inputs, read_inputs
 from structprune.meta.caches import undisturbed
 from structprune.meta.forward import not_inferred, reads_values, running, way_on
-from structprune.meta.replica import device_of, duplicate, like_parameter, meta_replica, named_tensors, to_meta
+from structprune.meta.replica import (
+    device_of,
+    duplicate,
+    held_tensors,
+    like_parameter,
+    meta_replica,
+    named_tensors,
+    to_meta,
+)
 from structprune.meta.run import run_on_meta
 
 
@@ -176,8 +184,8 @@ class Session:
 
 
 def labels_of(model: nn.Module, space: SliceSpace) -> dict[str, Labels]:
-    """Give every parameter and buffer of a model its slices."""
-    return {name: space.add_tensor(name, tensor.shape) for name, tensor in named_tensors(model).items()}
+    """Give every tensor that a model holds its slices."""
+    return {name: space.add_tensor(name, tensor.shape) for name, tensor in held_tensors(model).items()}
 
 
 def follow(
@@ -204,7 +212,7 @@ def follow(
         model = lent(model)
     tracer = Tracer(observer, device)
     record = observer.record
-    for name, tensor in named_tensors(model).items():
+    for name, tensor in held_tensors(model).items():
         tracer.know(name, tensor, labels[name])
     held: list[tuple[int, int, Labels]] = []
     with running(model, record.training), undisturbed(model):
