@@ -188,7 +188,5 @@ def test_a_higher_order_operator_is_refused_by_name() -> None:
         structprune.TraceError, match=r"^flex_attention in 0 is a higher-order operator: .* in place of"
     ):
         structprune.plan_pruning(model, 0.5, example_inputs=torch.randn(1, 5, 8))
-    with pytest.raises(
-        structprune.InputError, match=r"runs on devices with numbers alone: .* in place of flex_attention"
-    ):
+    with pytest.raises(structprune.InputError, match=r"^flex_attention in 0 is a higher-order operator: "):
         structprune.count_flops(model, torch.randn(1, 5, 8))

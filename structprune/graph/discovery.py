@@ -17,6 +17,8 @@ from structprune.meta.signature import tensors_of
 
 T = TypeVar("T")
 Readings = Mapping[str, tuple[str, ...]]
+# What a run itself leaves in a node's memory, beside what its rule remembers.
+RAN = ("decided", "number", "drawn")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Discovery:
         whys: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.on_meta = on_meta
-        self.expects_constants = True
-        self.record = Record(training)
+        self.watches = True
+        self.record = Record(training, on_meta)
         self._space = space
         self._coupling = coupling
         self._readings = readings
@@ -81,6 +83,8 @@ class Discovery:
         if not self.on_meta:
             # Copies: an operator that writes in place may come later.
             node.memory["decided"] = [None if is_float(t) else t.clone() for t in tensors_of(out)]
+            if torch.Tag.nondeterministic_seeded in op.func.tags:
+                node.memory["drawn"] = [t.clone() for t in tensors_of(out)]
             if not isinstance(out, (torch.Tensor, tuple, list)):
                 node.memory["number"] = out
         return out

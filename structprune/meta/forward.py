@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import random
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,86 +16,62 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from structprune.meta.replica import walk
+from structprune.meta.replica import named_tensors, walk
+
+# What a run sets holds for the whole process: random states, the kernels of attention, function caches. Of two threads
+# at once each would put back what the other had set.
+_ALONE = threading.RLock()
 
 
 @contextmanager
-def running(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put a copy into a mode, with the global state that a trace needs, and restore it.
+def running(model: nn.Module, training: bool, *, decomposed: bool = True) -> Iterator[None]:
+    """Put a copy into a mode, with the global state that a run needs, and restore it; one thread at a time.
 
     Random numbers start from the same state every time: a layer that is dropped by chance must be
-    dropped in every trace, or in none. Attention runs as the operators that it is made of: which
-    fused kernel would be taken depends on sizes and strides.
+    dropped in every run, or in none.
+
+    Args:
+        model: The copy.
+        training: The mode.
+        decomposed: Run attention as the operators that it is made of: which fused kernel would be taken depends on
+            sizes and strides.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     modes = {module: module.training for _, module in walk(model)}
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        torch.default_generator.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)
-        model.train(training)
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
-        for module, mode in modes.items():
-            # To set an attribute of a module takes ten times as long as to read it.
-            if module.training is not mode:
-                module.training = mode
-
-
-class ConstantsSeen(TorchFunctionMode):
-    """Makes tensors of Python numbers on the CPU where they would be on the meta device and lose their values.
-
-    Some functions want all their tensors on one device before any operator runs. What a forward made on the CPU, where
-    it would be beside the model, follows the model to the meta device there. ``ran`` counts the operators that
-    have run.
-    """
-
-    def __init__(self, ran: Callable[[], int]) -> None:
-        super().__init__()
-        self.made_any = False
-        self._ran = ran
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor, torch.asarray) and _is_meta(kwargs.get("device")):
-            self.made_any, kwargs = True, {**kwargs, "device": "cpu"}
-        elif func is torch.Tensor.new_tensor and _is_meta(kwargs.get("device", args[0].device)):
-            self.made_any, kwargs = True, {"dtype": args[0].dtype, **kwargs, "device": "cpu"}
-        before = self._ran()
+    with _ALONE, _random_state(model), ExitStack() as stack:
         try:
-            return func(*args, **kwargs)
-        except RuntimeError:
-            if self._ran() > before or not _on_two_devices((args, kwargs)):
-                raise
-            self.made_any = True
-            args, kwargs = tree_map_only(torch.Tensor, _beside_the_model, (args, kwargs))
-            return func(*args, **kwargs)
+            if decomposed:
+                stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+                torch.backends.mha.set_fastpath_enabled(False)
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            model.train(training)
+            yield
+        finally:
+            for module, mode in modes.items():
+                # To set an attribute of a module takes ten times as long as to read it.
+                if module.training is not mode:
+                    module.training = mode
 
 
-def _on_two_devices(values: Any) -> bool:
-    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
-    return any(t.is_meta for t in tensors) and any(t.is_cpu and t.is_floating_point() for t in tensors)
-
-
-def _beside_the_model(tensor: torch.Tensor) -> torch.Tensor:
-    # By an operator, so that a tracer sees where its channels go.
-    return tensor.to("meta") if tensor.is_cpu and tensor.is_floating_point() else tensor
-
-
-def _is_meta(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "meta"
+@contextmanager
+def _random_state(model: nn.Module) -> Iterator[None]:
+    """Seed every source of random numbers that a forward may draw from, and put them back."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    with ExitStack() as stack:
+        try:
+            for kind in {tensor.device.type for tensor in named_tensors(model).values()} - {"cpu", "meta"}:
+                device = torch.get_device_module(kind)
+                if hasattr(device, "manual_seed_all"):
+                    stack.enter_context(torch.random.fork_rng(range(device.device_count()), device_type=kind))
+                    device.manual_seed_all(0)
+            torch.default_generator.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)
+            yield
+        finally:
+            torch.set_rng_state(states[0])
+            random.setstate(states[1])
+            np.random.set_state(states[2])
 
 
 @contextmanager
@@ -149,21 +126,11 @@ def collection_paused() -> Iterator[None]:
 
 def reads_values(error: BaseException) -> bool:
     """Whether a forward failed for want of the values of floating-point tensors."""
-    return not _wants_device(error) and ("meta" in str(error).lower() or isinstance(error, NotImplementedError))
-
-
-def _wants_device(error: BaseException) -> bool:
-    """Whether a function refuses the meta device as such, as ``flex_attention`` does."""
-    return isinstance(error, ValueError) and "only supported on" in str(error)
+    return "meta" in str(error).lower() or isinstance(error, NotImplementedError)
 
 
 def way_on(error: BaseException) -> str:
     """What to do about a forward that failed on the meta device."""
-    if _wants_device(error):
-        return (
-            "That function runs on devices with numbers alone: write this part with ordinary operators "
-            "(scaled_dot_product_attention in place of flex_attention)."
-        )
     if reads_values(error):
         return (
             "Its forward reads the values of floating-point tensors (.item(), .numpy(), a branch, a boolean mask), "
@@ -182,4 +149,14 @@ def not_inferred(model: nn.Module, refused: list[str]) -> str:
     return (
         f"The inputs of {type(model).__name__} could not be inferred (tried {tried}). Give example_inputs: a "
         "tensor, a tuple of arguments, a dict of keyword arguments, or a callable model -> output."
+    )
+
+
+def unseen(operator: str, module: str) -> str:
+    """The message for an operator that runs functions of the model's: no mode sees what happens in them."""
+    return (
+        f"{operator} in {module or 'the forward of the model'} is a higher-order operator: it compiles what it is "
+        "given, and nobody sees which operators run. Write it with ordinary operators meanwhile "
+        "(scaled_dot_product_attention in place of flex_attention, a loop or a branch in Python), or give "
+        "example_inputs as a callable that runs the part before or behind."
     )

@@ -20,6 +20,9 @@ _FACTORIES = frozenset(
 )
 
 
+_WITHOUT_VALUES = frozenset(("aten::empty", "aten::empty_strided", "aten::empty_permuted"))
+
+
 def run_on_meta(op: Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run an operator without computing floats.
 
@@ -31,6 +34,9 @@ def run_on_meta(op: Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> A
     if not any(on_meta):
         if op.name in _FACTORIES and _asks_for_meta(kwargs) and _is_integer(op, args, kwargs):
             kwargs = {**kwargs, "device": torch.device("cpu")}
+        elif op.name in _WITHOUT_VALUES and not _is_integer(op, args, kwargs):
+            # What is written there later has no values either, and could not be written into memory that has some.
+            kwargs = {**kwargs, "device": torch.device("meta")}
         return op.func(*args, **kwargs)
     by_numbers = _SHAPED_BY_NUMBERS.get(op.name)
     if by_numbers is not None and not all(on_meta):

@@ -15,6 +15,7 @@ from structprune.graph.operators import Operator
 from structprune.graph.record import BENIGN, Node, Output, Record
 from structprune.graph.slices import Ids, Labels, Mask, SliceSpace
 from structprune.meta.signature import tensors_of
+from structprune.meta.watch import LEAVES
 
 T = TypeVar("T")
 Runner = Callable[[Node, Operator, Sequence[Any], dict[str, Any]], Any]
@@ -64,8 +65,8 @@ class Replay:
     ) -> None:
         self._space = space
         self.record = Record(dense.training)
-        self.on_meta = any(n.asked is not None for n in dense.nodes)
-        self.expects_constants = dense.has_constants
+        self.on_meta = dense.on_meta
+        self.watches = dense.needs_watching
         self.mismatches: list[Mismatch] = []
         self._expected = [n for n in dense.nodes if not n.is_leaf]
         self._next = 0
@@ -78,7 +79,9 @@ class Replay:
         self._reads_values = dense.reads_values
         self._kept: dict[int, tuple[Ids, Ids]] = {}
         self._fresh_taken = 0
+        self._left = False
         self._dense = dense.nodes
+        self._returned = {index for index, _ in dense.returned}
         # What the dense network copies; to hold on to it would take gigabytes where values are computed.
         self._copied = {node.sources[0][0] for node in dense.nodes if node.op == "aten::clone"}
         self._storages: dict[int, list[StorageWeakRef]] = {}
@@ -109,8 +112,11 @@ class Replay:
         self._twins[node.index] = expected.index
         self._compare_sources(node, expected)
         settings = dict(expected.settings)
+        self._left |= expected.op == LEAVES
         for name, got in node.settings:
             dense = settings.get(name, got)
+            if self._left and isinstance(got, float) and isinstance(dense, float):
+                continue  # other code may have computed it from values, which differ
             # By their text: a NaN equals itself, a flag is no number.
             if got is not dense and repr(got) != repr(dense):
                 kind = "number" if isinstance(got, (int, float, complex)) and type(got) is not bool else "argument"
@@ -128,11 +134,15 @@ class Replay:
                 self.mismatch(dense, "writes into what was a copy in the dense network, and is none any more")
         try:
             out = self._run(dense or node, op, args, kwargs)
+            if dense is not None and dense.fails:
+                self.mismatch(dense, "fails in the dense network, and does not with other sizes")
         except Exception as error:
-            if dense is None or op.in_place:
+            if dense is None or op.in_place or dense.fails:
                 raise
             self.mismatch(dense, f"fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             return self._predicted(dense)
+        if dense is not None and "drawn" in dense.memory and not op.out_variant:
+            out = self._as_drawn(dense, op, args, out)
         if dense is not None and self._reads_values:
             out = self._as_decided(dense, op, out)
         if dense is not None:
@@ -157,6 +167,29 @@ class Replay:
             if known is not None and tuple(known.shape) == self.predicted_shape(output):
                 each[index] = each[index].copy_(known) if op.in_place else known.clone()
         return type(out)(each) if isinstance(out, (list, tuple)) else each[0]
+
+    def _as_drawn(self, dense: Node, op: Operator, args: Sequence[Any], out: Any) -> Any:
+        """The random numbers of the dense network, of the channels that are present: fewer would be others."""
+        each = list(out) if isinstance(out, (list, tuple)) else [out]
+        known = [self.present_of(t, o) for t, o in zip(dense.memory["drawn"], dense.outputs, strict=True)]
+        if [t.shape for t in each] != [t.shape for t in known]:
+            return out
+        if op.name == "aten::native_dropout":
+            kept, scale = known[1], 1 / (1 - float(args[1])) if args[1] < 1 else 0.0
+            return args[0] * kept * scale, kept
+        if args and isinstance(args[0], torch.Tensor) and not (op.in_place or op.name.endswith("_like")):
+            return out  # drawn from what an operand says
+        made = [o.copy_(t) for o, t in zip(each, known, strict=True)]
+        return type(out)(made) if isinstance(out, (list, tuple)) else made[0]
+
+    def present_of(self, tensor: torch.Tensor, output: Output) -> torch.Tensor:
+        """The channels of a dense network's tensor that are present."""
+        for dim, ids in enumerate(output.labels):
+            if ids is not None:
+                left = np.flatnonzero(self._present[ids])
+                if len(left) != tensor.shape[dim]:
+                    tensor = tensor.index_select(dim, torch.from_numpy(left).to(tensor.device))
+        return tensor
 
     def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
         """Compare the labels with the dense network's, and go on with those."""
@@ -201,6 +234,8 @@ class Replay:
 
     def foreseen_view(self) -> tuple[Node, tuple[int, ...]] | None:
         """The operator that comes next and the shape that it should return, if it only shapes a tensor anew."""
+        if self._matched is not None and self._matched.fails:
+            return None  # it fails in the dense network too, which tries something else
         for expected in self._expected[self._next :]:
             if _ALIKE.get(expected.op, expected.op) == "aten::view":
                 return expected, self.predicted_shape(expected.outputs[0])
@@ -291,8 +326,15 @@ class Replay:
         return made[0] if len(made) == 1 and not dense.returns_list else made
 
     def _compare_constants(self, node: Node, dense: Node) -> None:
-        """A constant that was computed from a size must not change with it."""
-        for got, expected in zip(node.constants, dense.constants, strict=False):
+        """A constant that was computed from a size must not change with it.
+
+        Constants that only meet each other are compared where what they give meets something else, or is returned.
+        """
+        count = len(node.sources)
+        only = len(dense.constants) > count and all(c is not None for c in dense.constants)
+        if only and dense.index not in self._returned:
+            return
+        for position, (got, expected) in enumerate(zip(node.constants, dense.constants, strict=False)):
             if (got is None) != (expected is None):
                 # One is computed and the other was made of numbers, or the one of numbers is kept for a size.
                 text = "a constant is another one than in the dense network: it depends on the size"
@@ -300,9 +342,13 @@ class Replay:
             elif not isinstance(got, torch.Tensor) or not isinstance(expected, torch.Tensor):
                 continue
             elif got.shape == expected.shape and not torch.equal(got, expected):
-                numbers = [t.flatten()[:3].tolist() for t in (got, expected)]
-                text = f"a constant becomes {numbers[0]}, was {numbers[1]}: it depends on the size"
-                self.mismatch(dense, text, of_number=True)
+                found = [t.flatten()[:3].tolist() for t in (got, expected)]
+                text = f"a constant becomes {found[0]}, was {found[1]}: it depends on the size"
+                number = position < count and got.numel() == 1 and got.is_floating_point()
+                if number and self._any_numbers:
+                    continue
+                numbers = (float(got), float(expected)) if number else None
+                self.mismatch(dense, text, of_number=True, numbers=numbers)
 
 
 def _origin(nodes: list[Node], index: int, output: int) -> tuple[int, int]:

@@ -568,7 +568,24 @@ INDEXING = [
     Case("masked_scatter by a mask that differs", lambda x, y: x.masked_scatter(fixed(4, 6, 1).expand_as(x) + x > 0.5, y), ((4, 6, 5), (24, 5)), ()),
 ]  # fmt: skip
 
-CASES = [*ELEMENTWISE, *CONTRACTION, *NORMALISATION, *REDUCTION, *SPATIAL, *MOVEMENT, *PIECES, *CREATION, *INDEXING]
+OUTSIDE = [
+    Case("structprune::leaves", lambda x: (torch.ops.structprune.leaves(x, "a test"), x * 2)[1], X, ()),
+    Case("out=", lambda x, y: torch.mul(x, y, out=torch.empty_like(x)), PAIR, PAIRED),
+    Case("view.dtype", lambda x: x.contiguous().view(torch.uint8), X, ("0.0", "0.1")),
+]
+
+CASES = [
+    *ELEMENTWISE,
+    *CONTRACTION,
+    *NORMALISATION,
+    *REDUCTION,
+    *SPATIAL,
+    *MOVEMENT,
+    *PIECES,
+    *CREATION,
+    *INDEXING,
+    *OUTSIDE,
+]
 
 # Operators that only other devices' backends run; their schemas are those of tested ones.
 OTHER_DEVICES = {
