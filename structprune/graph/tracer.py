@@ -172,7 +172,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node.not_filled = self._not_filled(op, tensors, results)
         labels = apply_rule(self._observer, op, call, results)
         constants = [self._is_constant(t, v) for t, v in zip(tensors, values, strict=True)]
-        constant = all(constants) and op.name not in _UNFILLED and _DRAWN not in func.tags
+        # What a generator of the forward's own draws is the same every time.
+        drawn = _DRAWN in func.tags and arguments.get("generator") is None
+        constant = all(constants) and op.name not in _UNFILLED and not drawn
         if op.in_place and constants:
             constants[0] = constant  # it is looked at once it is written
         if self._observer.on_meta:
