@@ -27,11 +27,13 @@ _MODULE_HOMES = (
     "torchvision.transforms",
     "timm.models",
     "timm.layers",
-    "transformers.models",
     "transformers.activations",
     "transformers.pytorch_utils",
     "structprune.demo",
 )
+# Their forwards take the name of a kernel from a configuration, and may load it, with its code, from the Hub: whoever
+# allows one of transformers' configurations allows the modules that it is for.
+_CONFIGURED_HOME = "transformers.models"
 _ACTIVATIONS = (
     "celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_softmax logsigmoid mish prelu relu "
     "relu6 rrelu selu sigmoid silu softmax softmin softplus softshrink softsign tanh tanhshrink threshold"
@@ -130,11 +132,15 @@ def found(name: str, extra: frozenset[str]) -> Any:
     if name in _PLAIN:
         return _PLAIN[name]
     with _not_beside():
-        return _resolve(name) if name in _HELPERS else _module_class(name)
+        return _resolve(name) if name in _HELPERS else _module_class(name) if is_known_home(name, extra) else None
 
 
-def is_known_home(name: str) -> bool:
-    """Whether a class of that name would be looked for in a library that is known."""
+def is_known_home(name: str, extra: frozenset[str]) -> bool:
+    """Whether a class of that name is looked for in a library that is known."""
+    if name.startswith(_CONFIGURED_HOME + "."):
+        # Scripts that convert weights run when they are imported.
+        script = not name.rpartition(".")[0].rpartition(".")[2].startswith("modeling_")
+        return not script and any(other.startswith(_CONFIGURED_HOME + ".") for other in extra)
     return any(name.startswith(home + ".") for home in _MODULE_HOMES)
 
 
@@ -146,11 +152,10 @@ def is_layer(value: Any) -> bool:
 
 
 def _module_class(name: str) -> Any:
-    """The ``nn.Module`` subclass of exactly this name, if it is defined in a library that is known; else ``None``."""
+    """The ``nn.Module`` subclass of exactly this name, if it is defined where the name says; else ``None``."""
     module = name.rpartition(".")[0]
-    # ``__main__`` files run when they are imported, and scripts that convert weights do too.
-    script = module.startswith("transformers.models.") and not module.rpartition(".")[2].startswith("modeling_")
-    if not is_known_home(name) or script or "__" in name or not all(p.isidentifier() for p in name.split(".")):
+    # ``__main__`` files run when they are imported.
+    if "__" in name or not all(part.isidentifier() for part in name.split(".")):
         return None
     target = _resolve(name)
     is_module = isinstance(target, type) and issubclass(target, nn.Module) and target.__module__ == module

@@ -116,15 +116,16 @@ def _directory(file: BinaryIO) -> tuple[int, int, int]:
     file.seek(max(end - 20, 0))
     locator = _exactly(file, 20)
     if locator[:4] == _LOCATOR:
-        file.seek(struct.unpack("<Q", locator[8:16])[0])
+        end64_at = end - 20 - 56
+        file.seek(max(end64_at, 0))
         end64 = _exactly(file, 56)
         wide = struct.unpack("<QQQ", end64[32:56])
         narrow = ((count, _FULL16), (length, _FULL32), (start, _FULL32))
         agree = all(n in (w, full) for w, (n, full) in zip(wide, narrow, strict=True))
-        if end64[:4] != _END64 or not agree:
+        if end64[:4] != _END64 or struct.unpack("<Q", locator[8:16])[0] != end64_at or not agree:
             raise Refused("its archive has two directories")
         count, length, start = wide
-        end = struct.unpack("<Q", locator[8:16])[0]
+        end = end64_at
     if start + length != end:
         raise Refused("its archive has something before it, or between its parts")
     return count, length, start

@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", nargs="?", type=Path, help="torch.save, torch.export or TorchScript file, or weights")
+    parser.add_argument("model", nargs="?", type=Path, help="file of torch.save, or weights")
     parser.add_argument("--demo", action="store_true", help="take the built-in ResNet-50")
     parser.add_argument("--arch", metavar="NAME", help="for weights: torchvision:NAME, timm:NAME, package:function")
     parser.add_argument("--compare", metavar="FILE", type=Path, help="compare the model with this one, prune nothing")
@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--quiet", action="store_true", help="print nothing but errors")
     safety = parser.add_argument_group("safety")
     safety.add_argument("--allow", action="append", metavar="NAME", help="let the file use package.module.Name")
-    safety.add_argument("--trust", action="store_true", help="let the file run whatever it says")
+    safety.add_argument("--trust", action="store_true", help="let the file run what it says, as TorchScript needs")
     parser.add_argument("--version", action="version", version=f"structprune {structprune.__version__}")
     return parser
 

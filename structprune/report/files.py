@@ -24,7 +24,7 @@ from structprune.report.allowed import look_here
 from structprune.report.archives import Archive, is_archive
 from structprune.report.libraries import build
 from structprune.report.limits import MOST_HEADER_BYTES, MOST_PICKLE_BYTES, MOST_PLAN_BYTES, Budget, Refused
-from structprune.report.pickles import NamesRefused, Reader, check_names
+from structprune.report.pickles import Names, NamesRefused, Reader
 from structprune.report.printable import printable
 from structprune.report.rebuild import Rebuild
 from structprune.report.soundness import check_sound
@@ -128,11 +128,11 @@ def _out_of_archive(path: Path, archive: Archive, budget: Budget, extra: frozens
     if "data.pkl" not in archive.sizes:
         raise FileError(f"{path}: an archive that is no saved module, no exported program, no TorchScript.")
     archive.check_stored()
-    data = archive.read("data.pkl", MOST_PICKLE_BYTES)
-    check_names(BytesIO(data), extra)
-    reader = Reader(ArchiveStorages(archive, budget).named, Rebuild(budget, values_known=True), budget, extra)
+    data, names = archive.read("data.pkl", MOST_PICKLE_BYTES), Names(extra)
+    names.check(BytesIO(data))
+    reader = Reader(ArchiveStorages(archive, budget).named, Rebuild(budget, values_known=True), budget, names)
     value = reader.read(BytesIO(data))
-    check_sound(value, reader.trusts)
+    check_sound(value, names.trusts)
     return value
 
 
@@ -140,19 +140,19 @@ def _from_before_1_6(file: BinaryIO, size: int, budget: Budget, extra: frozenset
     """Pickles one after the other: the system that saved it, the object, the order of the values; then these."""
     start = file.tell()
     pickles = BytesIO(file.read(MOST_PICKLE_BYTES))
-    storages = FollowingStorages(size, budget)
-    reader = Reader(storages.named, Rebuild(budget, values_known=False), budget, extra)
+    storages, names = FollowingStorages(size, budget), Names(extra)
+    reader = Reader(storages.named, Rebuild(budget, values_known=False), budget, names)
     system = reader.read(pickles)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("it was saved on a big-endian machine, or is damaged")
     after_system = pickles.tell()
-    check_names(pickles, extra)
+    names.check(pickles)
     pickles.seek(after_system)
     value = reader.read(pickles)
     keys = reader.read(pickles)
     file.seek(start + pickles.tell())
     storages.fill(file, keys)
-    check_sound(value, reader.trusts)
+    check_sound(value, names.trusts)
     return value
 
 
@@ -254,16 +254,21 @@ def _load_safetensors(path: Path, architecture: str | None) -> Loaded:
     """Weights, of the network that the user names or of what a plan in the same file left of it."""
     folder = path if path.is_dir() else path.parent
     files = [path] if path.suffix == ".safetensors" else sorted(filter(Path.is_file, folder.glob("*.safetensors")))
+    if not files:
+        raise FileError(f"{folder}: there is no .safetensors file in it.")
     tensors, plan = 0, ""
     for file in files:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
         if length > MOST_HEADER_BYTES:
-            raise Refused(f"the header of {file.name} has {length:,} bytes, more than {MOST_HEADER_BYTES:,}")
+            raise FileError(
+                f"{file}: its header has {length:,} bytes, more than {MOST_HEADER_BYTES:,}: take a good copy."
+            )
         with safe_open(file, framework="pt", backend="pread") as weights:
             tensors += len(weights.keys())
             plan = (weights.metadata() or {}).get(_PLAN, plan)
-            _check_plan(plan)
+            if not _is_small(plan):
+                raise FileError(f"{file}: its plan unpacks to more than {MOST_PLAN_BYTES:,} bytes: take a good copy.")
     model = _named_network(architecture, tensors, path)
     if plan or path.suffix != ".safetensors":
         return Loaded(load(path, model), None, "pruned by structprune")
@@ -271,13 +276,12 @@ def _load_safetensors(path: Path, architecture: str | None) -> Loaded:
         return _with_state(model, {name: weights.get_tensor(name) for name in weights.keys()}, architecture, path)
 
 
-def _check_plan(text: str) -> None:
+def _is_small(plan: str) -> bool:
     """A plan is JSON; beside small weights it is compressed, and may unpack to any size."""
-    if not text.lstrip().startswith("{"):
-        stream = zlib.decompressobj()
-        stream.decompress(base64.b85decode(text), MOST_PLAN_BYTES)
-        if text and not stream.eof:
-            raise Refused(f"the plan in it unpacks to more than {MOST_PLAN_BYTES:,} bytes")
+    stream = zlib.decompressobj()
+    if plan and not plan.lstrip().startswith("{"):
+        stream.decompress(base64.b85decode(plan), MOST_PLAN_BYTES)
+    return stream.eof or len(stream.unconsumed_tail) == 0
 
 
 def shapes_of(given: Sequence[str]) -> tuple[torch.Tensor, ...]:

@@ -45,25 +45,50 @@ class NamesRefused(Refused):
         self.names = names
 
 
-def check_names(file: BinaryIO, extra: frozenset[str]) -> None:
-    """Look up everything that the next pickle in a file names, so that all of it is refused at once.
+class Names:
+    """The names that one file uses, each looked up once.
 
-    Raises:
-        NamesRefused: Some of it may not be used.
+    Args:
+        extra: Full names that the user lets through as well.
     """
-    names = list(dict.fromkeys(full_name(a) for opcode, a in _instructions(file) if opcode == "GLOBAL"))
-    if len(names) > MOST_NAMES:
-        raise Refused(f"it names {len(names):,} classes and functions, more than any network uses")
-    refused, imports = {}, 0
-    for name in names:
-        imports += name.rpartition(".")[0] not in sys.modules and is_known_home(name)
-        if imports > MOST_IMPORTS:
-            raise Refused(f"it has more than {MOST_IMPORTS} modules of libraries imported, more than any network uses")
-        if found(name, extra) is None:
-            script = name.startswith("__main__.")
-            refused[name] = "it was defined in the script that saved it" if script else "it is not known to be harmless"
-    if refused:
-        raise NamesRefused(refused)
+
+    def __init__(self, extra: frozenset[str]) -> None:
+        self._extra = extra
+        self._found: dict[str, Any] = {}
+        self._imports = 0
+
+    def find(self, name: str) -> Any:
+        """What a name stands for, ``None`` where it may not be used."""
+        if name not in self._found:
+            self._imports += name.rpartition(".")[0] not in sys.modules and is_known_home(name, self._extra)
+            if len(self._found) >= MOST_NAMES or self._imports > MOST_IMPORTS:
+                raise Refused(
+                    f"it names more than {MOST_NAMES:,} classes and functions, or those of more than {MOST_IMPORTS} "
+                    "modules that are not loaded yet; no network uses so many"
+                )
+            self._found[name] = found(name, self._extra)
+        return self._found[name]
+
+    def trusts(self, value: Any) -> bool:
+        """Whether the user let a class, a function, or the class of an object through."""
+        trusted = [self._found[name] for name in self._extra if name in self._found]
+        return any(value is known or type(value) is known for known in trusted)
+
+    def check(self, file: BinaryIO) -> None:
+        """Look up everything that the next pickle in a file names, so that all of it is refused at once.
+
+        Raises:
+            NamesRefused: Some of it may not be used.
+        """
+        named = dict.fromkeys(full_name(a) for opcode, a in _instructions(file) if opcode == "GLOBAL")
+        refused = {name: _reason(name) for name in named if self.find(name) is None}
+        if refused:
+            raise NamesRefused(refused)
+
+
+def _reason(name: str) -> str:
+    script = name.startswith("__main__.")
+    return "it was defined in the script that saved it" if script else "it is not known to be harmless"
 
 
 def _instructions(file: BinaryIO) -> Iterator[tuple[str, Any]]:
@@ -83,25 +108,17 @@ class Reader:
         named: Gives the storage that the pickle names.
         rebuild: Makes everything but modules.
         budget: What all of the file may take.
-        extra: Full names that the user lets through as well; they are called as the file says.
+        names: What it may use; what the user lets through is called as the file says.
     """
 
-    def __init__(
-        self, named: Callable[[Any], Any], rebuild: Rebuild, budget: Budget, extra: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, named: Callable[[Any], Any], rebuild: Rebuild, budget: Budget, names: Names) -> None:
         self._named = named
         self._rebuild = rebuild
         self._budget = budget
-        self._extra = extra
-        self._targets: dict[str, Any] = {}
-        self._trusted: list[Any] = []
+        self._names = names
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
-
-    def trusts(self, value: Any) -> bool:
-        """Whether the user let a class, a function, or the class of an object through."""
-        return any(value is known or type(value) is known for known in self._trusted)
 
     def read(self, file: BinaryIO) -> Any:
         """The object of the next pickle in a file."""
@@ -178,17 +195,13 @@ class Reader:
             target[self._rebuild.check_key(key)] = value
 
     def _global(self, name: str) -> Any:
-        if name not in self._targets:
-            target = found(name, self._extra)
-            if target is None:
-                raise NamesRefused({name: "it is not known to be harmless"})
-            self._targets[name] = target
-            if name in self._extra:
-                self._trusted.append(target)
-        return self._targets[name]
+        target = self._names.find(name)
+        if target is None:
+            raise NamesRefused({name: _reason(name)})
+        return target
 
     def _call(self, function: Any, arguments: Any) -> Any:
-        if any(function is known for known in self._trusted):
+        if callable(function) and self._names.trusts(function):
             return function(*arguments)
         if not isinstance(function, Rebuilt):
             named = getattr(function, "__name__", "what it computed")
@@ -196,7 +209,7 @@ class Reader:
         return self._rebuild(function.name, arguments)
 
     def _new(self, cls: Any, arguments: Any) -> Any:
-        if any(cls is known for known in self._trusted):
+        if isinstance(cls, type) and self._names.trusts(cls):
             return cls.__new__(cls, *arguments)
         if not isinstance(cls, type) or issubclass(cls, torch.Tensor) or arguments != ():
             raise Refused("it makes an object in a way that torch.save does not use")
@@ -204,10 +217,13 @@ class Reader:
         return cls.__new__(cls)
 
     def _set_state(self, made: Any, state: Any) -> None:
-        if any(type(made) is known for known in self._trusted):
+        if self._names.trusts(made):
             _set_as_pickle_does(made, state)
         elif isinstance(made, partial):
-            self._rebuild.set_partial(made, state)
+            try:
+                self._rebuild.set_partial(made, state)
+            except TypeError as error:
+                raise Refused("it gives a functools.partial a state that torch.save does not write") from error
         elif type(state) is not dict or any(type(key) is not str for key in state):
             raise Refused(f"it gives a {type(made).__name__} a state that torch.save does not write")
         elif isinstance(made, nn.Module):
@@ -223,7 +239,8 @@ def _check_loops(made: nn.Module, state: dict[str, Any]) -> None:
     """These make lists for every layer while their state is set."""
     layers = state.get("num_layers", 1)
     if isinstance(made, nn.RNNBase) and not (type(layers) is int and layers <= MOST_LAYERS):
-        raise Refused(f"it sets num_layers of a {type(made).__name__} to {layers!r:.40}")
+        said = f"{layers:,}" if type(layers) is int else f"a {type(layers).__name__}"
+        raise Refused(f"it sets num_layers of a {type(made).__name__} to {said}")
 
 
 def _set_plain(made: Any, state: dict[str, Any]) -> None:

@@ -122,7 +122,8 @@ class Rebuild:
         return torch.device(*name)
 
     def _get_layout(self, name: Any) -> torch.layout:
-        layout = getattr(torch, str(name).rpartition(".")[2])
+        _expect(type(name) is str)
+        layout = getattr(torch, name.rpartition(".")[2])
         _expect(isinstance(layout, torch.layout))
         return layout  # type: ignore[no-any-return]
 
@@ -139,7 +140,7 @@ class Rebuild:
         """A partial is given its function and what it keeps: a call for later, of a layer and with small numbers."""
         _expect(type(state) is tuple and len(state) == 4)
         function, arguments, keywords, more = state
-        _expect(type(arguments) is tuple and type(keywords) is dict and not more)
+        _expect(type(arguments) is tuple and type(keywords) is dict and type(more) in (dict, type(None)) and not more)
         self._partial(function)
         numbers: list[int] = []
         for value in (*arguments, *keywords.values()):
@@ -197,7 +198,7 @@ class Rebuild:
         return _with_attributes(self._rebuild_parameter(data, grad, hooks), state)
 
     def _rebuild_from_type_v2(self, function: Any, kind: Any, arguments: Any, state: Any) -> torch.Tensor:
-        _expect(isinstance(function, Rebuilt))
+        _expect(isinstance(function, Rebuilt) and function.name.startswith("torch._utils._rebuild_"))
         made = self(function.name, arguments)
         _expect(isinstance(made, torch.Tensor) and type(made) is kind)
         return _with_attributes(made, state)

@@ -119,7 +119,8 @@ def _check_module(module: nn.Module, trusts: Callable[[Any], bool]) -> None:
             raise Refused(f"a {kind.__name__} in it has no {table}")
         for name, entry in held.items():
             if not _is_name(name):
-                raise Refused(f"a {kind.__name__} in it has a part of the name {name!r:.100}, which no part can have")
+                said = f"{name!r:.100}" if isinstance(name, str) else f"a {type(name).__name__}"
+                raise Refused(f"a {kind.__name__} in it has a part of the name {said}, which no part can have")
             if entry is not None and not isinstance(entry, expected):
                 raise Refused(f"a {kind.__name__} in it has a {type(entry).__name__} in its {table}")
     if not isinstance(vars(module).get("training"), bool):

@@ -119,7 +119,7 @@ class Pruned:
             f"{after / max(before, 1):.0%} of {before:,} {what}"
             for what, (before, after) in (("parameters", self.params), ("MACs", self.macs))
         )
-        return f"already pruned by structprune ({self.asked}): {self.groups} groups lost channels, {share} are left"
+        return f"already pruned by structprune ({self.asked}): {self.groups} groups lost channels; {share} are left"
 
 
 @dataclass

@@ -158,7 +158,19 @@ def imports_a_library(random: Random, place: Place) -> Path:
     absent = [name(f"timm.models.absent{i}", "Net") for i in range(50_000)]
     lacks = [name("torch.nn.modules.linear", f"Absent{i}") for i in range(900)]
     again = [name("timm.layers.norm", "LayerNorm2d")] * 500_000
-    return saved(place.file, listed(*random.choice([there, absent, absent[:500], lacks, again])))
+    program = listed(*random.choice([there, absent, absent[:500], lacks, again]))
+    return random.choice([saved(place.file, program), before_1_6(place.file, EMPTY, keys=program)])
+
+
+@kind("has a network of transformers whose configuration names a kernel of a stranger's on the Hub")
+def kernels_of_the_hub(random: Random, place: Place) -> Path:
+    home, layer_of = random.choice(
+        [("llama.modeling_llama", "LlamaAttention"), ("bert.modeling_bert", "BertModel"),
+         ("clip.modeling_clip", "CLIPMLP"), ("sam3_video.modeling_sam3_video", "Sam3VideoModel")]
+    )  # fmt: skip
+    kernel = text(random.choice(["stranger/kernel", "kernels-community/flash-attn", "paged|stranger/kernel@main"]))
+    config = module(layer("Identity"), {"_attn_implementation": kernel, "hidden_size": number(8)})
+    return saved(place.file, module(name(f"transformers.models.{home}", layer_of), {"config": config}))
 
 
 @kind("constructs layers, of a size that no memory holds")

@@ -86,6 +86,32 @@ def laughs(random: Random, place: Place) -> Path:
     return saved(place.file, random.choice([program, network(x=program), b"}" + program + number(1) + b"s"]))
 
 
+@kind("has an error message print what has no end")
+def laughing_errors(random: Random, place: Place) -> Path:
+    lists, layers = b"](K\x01e" + _put(0), linear(8, 8) + _put(0)
+    for level in range(1, 60):
+        lists = b"](" + lists + _get(level - 1) + b"e" + _put(level)
+        layers = sequential({"0": layers, "1": _get(level - 1)}) + _put(level)
+    payload = random.choice(
+        [
+            called(name("torch.serialization", "_get_layout"), lists),
+            called(name("torch", "device"), lists),
+            called(name("builtins", "slice"), lists),
+            called(lists),
+            called(layers),
+            module(layer("LSTM"), {"num_layers": lists}),
+            sequential({}, _modules=b"}" + layers + linear(8, 8, "1") + b"s"),
+            sequential({}, _parameters=b"}" + layers + number(1) + b"s"),
+            sequential({"0": lists}),
+            b"}" + lists + number(1) + b"s",
+            lists + b"Q",
+            layers + lists + b"b",
+            mapping({"state_dict": lists, "model": layers}),
+        ]
+    )
+    return saved(place.file, payload, {"0": bytes(256), "1": bytes(256)})
+
+
 @kind("is its own key, in tuples whose hash takes for ever")
 def endless_hash(random: Random, place: Place) -> Path:
     program = b"(K\x01t" + _put(0)

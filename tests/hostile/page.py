@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tests.hostile.kinds import HARMLESS, KINDS
-from tests.hostile.process import Limits, Outcome
+from tests.hostile.process import Baseline, Limits, Outcome
 
 _HEAD = """\
 # Hostile files
@@ -13,8 +13,9 @@ _HEAD = """\
 `structprune-report` was given {count} files of {kinds} kinds that are made to run code, to fill the memory, to hang,
 to write files or to send escape sequences to the terminal. Each was opened in a process of its own, from the folder
 that the file is in, with {seconds:g} seconds and {gigabytes:g} GB beyond the weights: beyond the peak of a process that
-studies a good network whose values weigh nothing, and the bytes of values that the file really holds. The processes are
-forked from one that has loaded structprune. `--no-latency` was given, so that no time goes into measuring.
+studies a good network whose values weigh nothing ({baseline:.0f} MB), and the bytes of values that the file really
+holds. The processes are forked from one that has loaded structprune. `--no-latency` was given, so that no time goes
+into measuring.
 
 A process is right if it ends within its limits, writes no file (in its folder, its `TMPDIR`, its `HOME`, or where the
 file asks for it), imports nothing that lies beside the file, prints no control character and no traceback, and ends
@@ -32,7 +33,7 @@ One file of each kind is opened by `make test`.
 """
 
 
-def page(outcomes: Sequence[Outcome], limits: Limits) -> str:
+def page(outcomes: Sequence[Outcome], limits: Limits, baseline: Baseline) -> str:
     """The markdown."""
     names = list(dict.fromkeys(outcome.kind for outcome in outcomes))
     rows = [_row(name, [o for o in outcomes if o.kind == name]) for name in names]
@@ -40,6 +41,7 @@ def page(outcomes: Sequence[Outcome], limits: Limits) -> str:
         count=len(outcomes),
         kinds=len(names),
         seconds=limits.seconds,
+        baseline=baseline.memory / 1e6,
         gigabytes=limits.memory / 1e9,
         well=sum(not outcome.wrong for outcome in outcomes),
     )

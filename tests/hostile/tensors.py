@@ -228,3 +228,49 @@ def state_of_other_shapes(random: Random, place: Place) -> Sample:
     )  # fmt: skip
     path = saved(place.file, mapping({key: value, "a": tensor(storage("0", 128), numbers(8), numbers(1))}))
     return Sample(path, ("--arch", "structprune.demo:resnet50"))
+
+
+def _networks() -> list[nn.Module]:
+    images = [
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=2),
+        nn.GroupNorm(2, 8),
+        nn.GELU(),
+    ]
+    return [
+        nn.Sequential(*images, nn.AvgPool2d(2), nn.ConvTranspose2d(8, 8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Softmax(-1), nn.Dropout(), nn.Linear(16, 4)),
+        nn.LSTM(8, 16, 2),
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False),
+        nn.Sequential(nn.Embedding(20, 8), nn.Conv1d(16, 4, 3), nn.PReLU(), nn.InstanceNorm1d(4, affine=True)),
+    ]
+
+
+@kind("has numbers, texts and nothing in place of what its layers keep", HARMLESS)
+def other_attributes(random: Random, place: Place) -> Path:
+    model = random.choice(_networks())
+    values = [
+        *(None, 10**9, 2**62, -1, 0, 3, True, 1e300, float("nan"), "x", "\x1b[2J", b"x"),
+        *([], [10**6] * 4, {}, {"a": 1}, (), (1, 2), (10**5, 10**5), torch.Size((1, 2)), range(5)),
+        *(nn.ReLU, torch.nn.functional.gelu, torch.float16),
+    ]
+    layers = [m for m in model.modules() if type(m) is not nn.Sequential]
+    # These are read by torch.save itself, or are what other kinds change.
+    kept = (
+        "_parameters",
+        "_buffers",
+        "_modules",
+        "training",
+        "_flat",
+        "_all_weights",
+        "_forward",
+        "_backward",
+        "_load",
+    )
+    for _ in range(random.randint(1, 4)):
+        held = vars(random.choice(layers))
+        held[random.choice([name for name in held if not name.startswith(kept)])] = random.choice(values)
+    torch.save(model, place.file)
+    return place.file

@@ -117,7 +117,7 @@ PROGRAMS: dict[str, tuple[bytes, str]] = {
     ),
     "a layer that loops": (
         module(layer("LSTM"), {"_all_weights": listed(listed(number(1))), "num_layers": number(10**9)}),
-        "it sets num_layers of a LSTM to 1000000000",
+        "it sets num_layers of a LSTM to 1,000,000,000",
     ),
     "no parameters": (layer("Linear") + b")\x81}b", "a Linear in it has no _parameters"),
     "a number for a layer": (sequential({"0": number(1)}), "a Sequential in it has a int in its _modules"),

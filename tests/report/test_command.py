@@ -190,3 +190,12 @@ def test_targets_are_checked_before_the_work(option: str, tmp_path: Path, capsys
         code, out, err = run(capsys, "--demo", option, target)
         assert (code, out) == (2, "")
         assert f"{option} " in err
+
+
+def test_a_comparison_counts_before_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, large = tmp_path / "good.pt", tmp_path / "large.pt"
+    torch.save(nn.Sequential(nn.Conv2d(3, 4, 3)), good)
+    torch.save(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(size=100_000)), large)
+    code, _, err = run(capsys, good, "--compare", large, "--input", "1,3,8,8")
+    assert code == 2
+    assert "one forward makes a tensor of 1x4x100000x100000, more than 33,554,432 elements" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -203,7 +204,9 @@ def test_safetensors(tmp_path: Path) -> None:
     safetensors.save_file(model.state_dict(), path)
     assert same_values(load_model(path, "structprune.demo:resnet50", Trust()).model, model)
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(FileError, match=r"the header of weights\.safetensors has"):
+    with pytest.raises(
+        FileError, match=r"weights\.safetensors: its header has [\d,]+ bytes, more than 25,000,000"
+    ):
         load_model(path, "structprune.demo:resnet50", Trust())
 
 
@@ -254,6 +257,23 @@ def test_own_classes_open_when_they_are_allowed(tmp_path: Path, capsys: pytest.C
     assert f"--allow {name}" in err
     assert run(capsys, path, "--input-size", "3,32,32", "--allow", name, *QUICK)[0] == 0
     assert run(capsys, path, "--input-size", "3,32,32", "--trust", *QUICK)[0] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_networks_of_transformers_open_when_their_configuration_is_allowed(tmp_path: Path) -> None:
+    vision.torchvision()
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model, path = transformers.BertModel(transformers.BertConfig(vocab_size=30, **sizes)), tmp_path / "bert.pt"
+    torch.save(model, path)
+    with pytest.raises(
+        FileError, match=r"--allow transformers\.models\.bert\.configuration_bert\.BertConfig"
+    ) as refused:
+        load_model(path, None, Trust())
+    named = re.findall(r"--allow (\S+)", str(refused.value))
+    for allowed in (named, ["transformers.models.bert.configuration_bert.BertConfig"]):
+        loaded = load_model(path, None, Trust(allowed=frozenset(allowed))).model
+        assert same_values(loaded, model)
 
 
 def test_torchscript_is_counted_but_not_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -225,12 +225,33 @@ class _Silent:
         """Nobody sees it."""
 
 
+def _runner(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.hostile", *arguments],
+        capture_output=True, text=True, cwd=ROOT, timeout=1800, check=False,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 def test_one_hostile_file_of_each_kind() -> None:
     # Time is not what this is about: a busy machine may take as long as it likes.
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.hostile", "--seconds", "300"],
-        capture_output=True, text=True, cwd=ROOT, timeout=1800, check=False,
-    )  # fmt: skip
+    done = _runner("--seconds", "300")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == f"{len(hostile.KINDS)} files of {len(hostile.KINDS)} kinds, 0 not as they should be\n"
+
+
+@pytest.mark.slow
+def test_who_watches_hostile_files_notices_harm() -> None:
+    done = _runner("--harmful", "--seconds", "300", "--gigabytes", "0.2", "--only", "s")
+    for said in (
+        "writes (seed 0): wrote outside/marker",
+        "writes here (seed 0): wrote here/x",
+        "floods (seed 0): took 0.4 GB",
+        "injects (seed 0): sent control characters",
+        "leaves (seed 0): exit code 7",
+        "says it twice (seed 0): 2 messages for a refusal",
+    ):
+        assert said in done.stdout
+    assert done.returncode == 1
+    unending = _runner("--harmful", "--seconds", "1", "--only", "never done")
+    assert "never done (seed 0): did not end within its limits" in unending.stdout
