@@ -204,9 +204,7 @@ def test_safetensors(tmp_path: Path) -> None:
     safetensors.save_file(model.state_dict(), path)
     assert same_values(load_model(path, "structprune.demo:resnet50", Trust()).model, model)
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(
-        FileError, match=r"weights\.safetensors: its header has [\d,]+ bytes, more than 25,000,000"
-    ):
+    with pytest.raises(FileError, match=r"weights\.safetensors: its header has [\d,]+ bytes, more than 25,000,000"):
         load_model(path, "structprune.demo:resnet50", Trust())
 
 
