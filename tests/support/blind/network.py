@@ -1,0 +1,50 @@
+"""Networks with something in the middle that a trace does not see, or sees otherwise than the user runs it.
+
+Each is a layer to 16 channels, the middle, and a layer from them. What the middle does to a
+channel depends on its place or on how many there are, so that nothing of it may be cut, unless
+weights make up for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+Tensor = torch.Tensor
+Middle = Callable[[Tensor], Tensor]
+WIDTH = 16
+BLIND: dict[str, Middle] = {}
+
+
+class Blind(nn.Module):
+    def __init__(self, middle: str) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 12), nn.Linear(12, 4)
+        self.middle = middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.last(torch.relu(self.second(BLIND[self.middle](h))))
+
+
+def blind(middle: Middle) -> Middle:
+    """Register a middle under the words of its name."""
+    BLIND[middle.__name__.replace("_", " ")] = middle
+    return middle
+
+
+def build(middle: str) -> nn.Module:
+    """A network in float64 and evaluation mode, with another value in every place of its tensors."""
+    model = Blind(middle).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        values = (torch.randperm(parameter.numel(), generator=generator) + 0.5) / parameter.numel() - 0.45
+        parameter.data.copy_(values.view(parameter.shape))
+    return model
+
+
+def example() -> Tensor:
+    """An input."""
+    return torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
