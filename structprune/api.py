@@ -14,7 +14,7 @@ from structprune.graph.groups import DependencyGraph
 from structprune.graph.session import Session
 from structprune.graph.slices import Mask
 from structprune.meta.forward import collection_paused
-from structprune.meta.replica import named_tensors
+from structprune.meta.replica import held_tensors
 from structprune.plan.budget import select
 from structprune.plan.options import Granularity, PruningOptions, Ratio, Settings, read_settings
 from structprune.plan.plan import Plan
@@ -92,7 +92,7 @@ def plan_pruning(
         (25557032, 12367880)
     """
     check_model(model)
-    weights = named_tensors(model)
+    weights = held_tensors(model)
     return make_plan(model, weights, read_settings(ratio, granularity, list(weights), options), example_inputs)
 
 

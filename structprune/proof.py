@@ -16,7 +16,7 @@ from structprune.graph.record import Record
 from structprune.graph.session import Session, follow, labels_of
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocations
-from structprune.meta.replica import duplicate, named_tensors
+from structprune.meta.replica import duplicate, held_tensors
 from structprune.plan.plan import Plan, carried_plan, plan_of
 from structprune.plan.planned import Planned, kept_along
 from structprune.resolve.masking import MaskedRun, UnprovableError, run_in_double
@@ -107,7 +107,7 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
 
 def _sliced_alike(pruned: nn.Module, random_dense: nn.Module, plan: Plan) -> nn.Module:
     """The pruned network with the planned slices of random weights."""
-    weights, cut = named_tensors(random_dense), plan.cut
+    weights, cut = held_tensors(random_dense), plan.cut
 
     def same_slices(name: str, tensor: torch.Tensor) -> torch.Tensor:
         twin = equal_values(name, weights[name], cut)
@@ -220,7 +220,7 @@ def _check_pair(plan: Plan, dense: nn.Module, pruned: nn.Module) -> None:
             "that was pruned, as it was before."
         )
     free = plan.free_buffers(pruned)
-    for name, tensor in named_tensors(pruned).items():
+    for name, tensor in plan.tensors_of(pruned).items():
         if name in free:
             continue
         expected = plan.shape_left(name) if name in plan.shapes else ()
@@ -230,9 +230,9 @@ def _check_pair(plan: Plan, dense: nn.Module, pruned: nn.Module) -> None:
 
 def _first_changed_tensor(plan: Plan, dense: nn.Module, pruned: nn.Module) -> str:
     """The first parameter or buffer of the pruned model that is not the planned slice of the dense one's."""
-    originals, cut = named_tensors(dense), plan.cut
+    originals, cut = held_tensors(dense), plan.cut
     free = plan.free_buffers(pruned)
-    for name, tensor in named_tensors(pruned).items():
+    for name, tensor in plan.tensors_of(pruned).items():
         if name in free and tensor.shape != originals[name].shape:
             continue
         expected = cut_values(name, originals[name], cut)

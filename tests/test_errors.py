@@ -235,7 +235,7 @@ def test_an_error_in_the_middle_leaves_the_model_as_it_was(monkeypatch: pytest.M
     monkeypatch.setattr(slicing, "_set_attribute", failing)
     with pytest.raises(MemoryError):
         plan.apply(model, inplace=True)
-    assert calls[0] == 10  # the four that were made, and the one that failed, are set back
+    assert calls[0] == 5
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert model.block1.conv1.out_channels == 16 and model.stem.out_channels == 16
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)

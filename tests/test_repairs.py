@@ -152,7 +152,7 @@ class FromSize(nn.Module):
         lambda h: torch.tanh(h) / h.shape[1],
         lambda h: h + h / h.shape[1],
         lambda h: (h / h.shape[1]) * h,
-        lambda h: h * torch.tensor(float(h.shape[1])),
+        lambda h: h + torch.tensor(float(h.shape[1])),
         lambda h: h * torch.full((1,), float(h.shape[1])),
         lambda h: h + torch.ones(h.shape[1]).sum(),
         lambda h: h + torch.arange(h.shape[1]),

@@ -30,7 +30,7 @@ class Names:
         # Every path, also those to a module that is there twice.
         for path, module in model.named_modules(remove_duplicate=False):
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
+                if tensor is not None and id(tensor) in by_identity:
                     first = self.first[f"{path}.{name}" if path else name] = by_identity[id(tensor)]
                     if name not in module._non_persistent_buffers_set:
                         persistent.add(first)

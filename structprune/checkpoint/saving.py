@@ -16,7 +16,7 @@ from structprune.checkpoint.names import check_shapes, own_states
 from structprune.checkpoint.writing import DTYPES, Entry, in_place_of, write_tensors
 from structprune.errors import CheckpointError
 from structprune.graph.checks import check_model
-from structprune.meta.replica import named_tensors
+from structprune.meta.replica import is_sparse_buffer, named_tensors
 from structprune.plan.plan import Plan, plan_of
 
 
@@ -45,6 +45,9 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     if target.exists() and not target.is_file():
         raise CheckpointError(f"{target} is there and is no file: give the name of a file.")
     tensors = named_tensors(pruned)
+    for name, buffer in pruned.named_buffers():
+        if is_sparse_buffer(buffer) and name in pruned.state_dict(keep_vars=True):
+            raise CheckpointError(f"{name} is sparse ({buffer.layout}), which safetensors files do not know.")
     _check_cut(pruned, plan, tensors)
     layouts = {name: order for name, tensor in tensors.items() if (order := dim_order(tensor))}
     more, plain = _extra_states(pruned)
@@ -59,7 +62,7 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def _check_cut(pruned: nn.Module, plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
     """The dense model that the file will be loaded into has the plan's tensors, and no others."""
-    changed = sorted(plan.shapes.keys() ^ tensors.keys())
+    changed = sorted((plan.shapes.keys() - set(plan.plain)) ^ tensors.keys())
     kind = type(pruned).__name__
     if changed:
         where = "is new" if changed[0] in tensors else "is gone"

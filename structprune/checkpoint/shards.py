@@ -18,6 +18,7 @@ from structprune.checkpoint.reading import TensorFiles
 from structprune.checkpoint.writing import Entry, in_place_of, write_tensors
 from structprune.errors import CheckpointError
 from structprune.graph.checks import check_model
+from structprune.meta.replica import held_tensors
 from structprune.plan.options import Granularity, PruningOptions, Ratio, read_settings
 from structprune.plan.plan import Plan
 from structprune.planning import make_plan
@@ -71,7 +72,7 @@ def prune_checkpoint(
     meant = names.match((name for name in files if name not in states), files.path)
     _check_dense(files, meant, names)
     settings = read_settings(ratio, granularity, list(names.tensors), options)
-    plan = make_plan(model, _Weights(files, meant, names.tensors), settings, example_inputs)
+    plan = make_plan(model, _Weights(files, meant, held_tensors(model)), settings, example_inputs)
     with in_place_of(folder) as partial:
         partial.mkdir()
         _write(files, meant, plan, partial)

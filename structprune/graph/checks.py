@@ -44,7 +44,10 @@ def check_model(model: Any) -> None:
                 "prune the model first, then quantise or distribute it."
             )
         if tensor.layout != torch.strided:
-            raise ModelError(f"{name} has the layout {tensor.layout}: only dense (strided) tensors can be cut.")
+            raise ModelError(
+                f"{name} has the layout {tensor.layout} and is a parameter: only dense (strided) ones can be cut. Make "
+                "it dense, or a buffer if it is not trained."
+            )
     _check_storage(tensors)
 
 

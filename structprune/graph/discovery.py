@@ -17,6 +17,8 @@ from structprune.meta.signature import tensors_of
 
 T = TypeVar("T")
 Readings = Mapping[str, tuple[str, ...]]
+# What a run itself leaves in a node's memory, beside what its rule remembers.
+RAN = ("decided", "number")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Discovery:
         whys: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.on_meta = on_meta
-        self.expects_constants = True
-        self.record = Record(training)
+        self.watches = True
+        self.record = Record(training, on_meta)
         self._space = space
         self._coupling = coupling
         self._readings = readings

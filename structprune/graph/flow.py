@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from structprune.graph.call import Recorder
 from structprune.graph.record import Node, Record
 from structprune.graph.slices import Ids
 
@@ -77,3 +78,34 @@ def _derives(nodes: list[Node], through: int, starts: list[int], node: int, outp
         if not kept or not all(any(ids is other for other in source) for ids in kept):
             return False
         node, output = parent, of_parent
+
+
+def freeze_unread(record: Record, recorder: Recorder) -> None:
+    """Where tensors came from code that is not seen, freeze what no operator on the way to an output reads.
+
+    That code had to read something: what else is computed for nothing.
+    """
+    nodes = record.nodes
+    if not (record.from_outside or any(node.not_filled for node in nodes)):
+        return
+    alive: set[int] = set()
+    pending = [node for node, _ in record.returned]
+    while pending:
+        index = pending.pop()
+        if index not in alive:
+            alive.add(index)
+            pending.extend(nodes[index].parents)
+    made = [node for node in nodes if not node.parametric]
+    read = {i for node in made if node.index in alive for i in _channels(node)}
+    for node in made:
+        if node.index not in alive:
+            for output in node.outputs:
+                for ids in output.labels:
+                    if ids is not None and read.isdisjoint(ids.tolist()):
+                        recorder.freeze(
+                            node, ids, "is read by no operator, perhaps by code that structprune does not see"
+                        )
+
+
+def _channels(node: Node) -> list[int]:
+    return [i for output in node.outputs for ids in output.labels if ids is not None for i in ids.tolist()]

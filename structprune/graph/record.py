@@ -53,13 +53,17 @@ class Tie:
 
 @dataclass(slots=True)
 class Value:
-    """What is known of one tensor in one run: its labels, the node that made it, whether only weights went in."""
+    """What is known of one tensor in one run: its labels, the node that made it, and what went in.
+
+    ``parametric``: only weights. ``constant``: nothing that the model was called with, and no weight.
+    """
 
     labels: Labels
     node: int
     output: int
     parametric: bool
     run: object
+    constant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +131,15 @@ class Node:
         reduced: Labels that end in a reduction.
         sources: For each tensor argument the node that made it, and which of its outputs it is.
         replay: For a parametric node: computes it again from other weights.
-        constants: Where floats are not computed, the values of its operands and outputs: they may hold a number that
-            was computed from a size. ``None`` where there are none, ``LARGE`` where they are not kept.
+        constants: The values of its operands and outputs that are constants: they may hold a number that was computed
+            from a size. ``None`` for what is no constant, ``LARGE`` where they are not kept.
         writes: Whether it writes into its first operand.
         returns_list: Whether it returns several tensors, or a list of one.
         places: Positions that it was given along dimensions without labels: no shape shows them.
         choices: What it asked of how it is to be read, by a name for each question.
-        asked: What its rule saw, where the run keeps it: the rule can be asked again under other readings.
+        asked: What its rule saw, without values: the rule can be asked again under other readings.
         is_leaf: Whether no operator made its tensor: a parameter, a buffer, an input or a constant.
+        not_filled: Its tensors, by position, that lie in memory which no operator filled.
     """
 
     index: int
@@ -166,6 +171,7 @@ class Node:
     sources: tuple[tuple[int, int], ...] = ()
     asked: Asked | None = None
     is_leaf: bool = False
+    not_filled: tuple[int, ...] = ()
 
     @property
     def where(self) -> str:
@@ -179,13 +185,16 @@ class Record:
     """A traced forward: its nodes in order, and which of their outputs (node, index) it returned."""
 
     training: bool
+    on_meta: bool = False
     nodes: list[Node] = field(default_factory=list)
     returned: list[tuple[int, int]] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
-    # Whether the forward made tensors of Python numbers on the meta device, see ``ConstantsSeen``, or read some that it
-    # holds: it may hold others for other sizes, or make them then.
-    has_constants: bool = False
+    # Whether Python code did more with tensors than to call operators, see ``Watch``, or the forward read constants
+    # that it holds: it may hold others for other sizes, or make them then.
+    needs_watching: bool = False
+    # Whether tensors came from code that the trace does not see (NumPy, a kernel): what that code reads is not known.
+    from_outside: bool = False
     results: list[torch.Tensor] = field(default_factory=list)
 
     def labels_at(self, place: Place) -> Ids | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from structprune.graph.call import Call
-from structprune.graph.discovery import Discovery
+from structprune.graph.discovery import RAN, Discovery
+from structprune.graph.flow import freeze_unread
 from structprune.graph.record import Node, Output, Record, Value
 from structprune.graph.slices import Labels
 from structprune.graph.tracer import PLACED, apply_rule, places
@@ -27,7 +28,8 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
     """What a run of the same forward under ``observer`` would record."""
     record = observer.record
     record.returned, record.results = dense.returned, dense.results
-    record.touched, record.has_constants = dense.touched, dense.has_constants
+    record.touched, record.needs_watching = dense.touched, dense.needs_watching
+    record.from_outside = dense.from_outside
     leaves: dict[int, Labels] = {}
 
     def labels_of(source: int, output: int) -> Labels:
@@ -44,12 +46,13 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
             continue
         node.sources, node.settings, node.writes = old.sources, old.settings, old.writes
         node.returns_list, node.constants, node.line = old.returns_list, old.constants, old.line
-        node.replay, node.macs = old.replay, old.macs
+        node.replay, node.macs, node.not_filled = old.replay, old.macs, old.not_filled
         values = [
             Value(labels_of(n, o)[: len(shape)], n, o, record.nodes[n].parametric, observer)
             for (n, o), shape in zip(old.sources, old.shapes, strict=True)
         ]
         node.asked = old.asked
+        node.memory |= {key: old.memory[key] for key in RAN if key in old.memory}
         op, arguments, tensors, out = old.asked
         if old.op in PLACED:
             node.places = places({**op.defaults, **arguments}, values[0].labels)
@@ -61,4 +64,5 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
         for ids in labels_of(index, output):
             if ids is not None:
                 observer.output(ids)
+    freeze_unread(record, observer)
     return record

@@ -11,6 +11,7 @@ from torch import nn
 
 from structprune.errors import InputError, StructPruneError, brief
 from structprune.graph.discovery import Decisions, Discovery, Readings
+from structprune.graph.flow import freeze_unread
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.outputs import output_tensors
 from structprune.graph.record import Record
@@ -18,9 +19,17 @@ from structprune.graph.relabel import can_relabel, relabel
 from structprune.graph.slices import Coupling, Labels, SliceSpace
 from structprune.graph.tracer import Observer, Tracer
 from structprune.inputs import Invocations, infer_inputs, read_inputs
-from structprune.meta.caches import caches_restored, empty_caches
+from structprune.meta.caches import undisturbed
 from structprune.meta.forward import not_inferred, reads_values, running, way_on
-from structprune.meta.replica import duplicate, like_parameter, meta_replica, named_tensors, to_meta
+from structprune.meta.replica import (
+    device_of,
+    duplicate,
+    held_tensors,
+    like_parameter,
+    meta_replica,
+    named_tensors,
+    to_meta,
+)
 from structprune.meta.run import run_on_meta
 
 
@@ -34,7 +43,6 @@ class Session:
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any = None) -> None:
-        empty_caches(model)
         self.model_name = type(model).__name__
         self.replica = meta_replica(model)
         self.notes: list[str] = []
@@ -45,6 +53,7 @@ class Session:
         self._mode = False
         self._reads_values = False
         self._on_meta = True
+        self._device = device_of(model)
         given = example_inputs is not None
 
         def candidates() -> Iterable[Invocations]:
@@ -112,7 +121,7 @@ class Session:
         ]
         if self._recorded is None:
             records = [self.follow(self.replica, observer, labels) for observer in observers]
-            if self._on_meta and all(map(can_relabel, records)):
+            if all(map(can_relabel, records)):
                 self._recorded = records
         else:
             records = [relabel(self._recorded[o.record.training], o, labels) for o in observers]
@@ -121,7 +130,9 @@ class Session:
     def follow(self, model: nn.Module, observer: Observer, labels: dict[str, Labels], *, spoil: bool = False) -> Record:
         """Run one mode of a (dense or cut) replica under an observer."""
         self._mode = observer.record.training
-        return follow(model, self.calls[self._mode], observer, labels, spoil=spoil)
+        # A copy with its own weights is where the model is.
+        device = self._device if self._on_meta else None
+        return follow(model, self.calls[self._mode], observer, labels, spoil=spoil, device=device)
 
     def _settle(self, candidates: Iterable[Invocations], given: bool) -> None:
         """Take the first inputs that run in both modes, else the first that run in evaluation."""
@@ -173,26 +184,38 @@ class Session:
 
 
 def labels_of(model: nn.Module, space: SliceSpace) -> dict[str, Labels]:
-    """Give every parameter and buffer of a model its slices."""
-    return {name: space.add_tensor(name, tensor.shape) for name, tensor in named_tensors(model).items()}
+    """Give every tensor that a model holds its slices."""
+    return {name: space.add_tensor(name, tensor.shape) for name, tensor in held_tensors(model).items()}
 
 
 def follow(
-    model: nn.Module, calls: Invocations, observer: Observer, labels: dict[str, Labels], *, spoil: bool = False
+    model: nn.Module,
+    calls: Invocations,
+    observer: Observer,
+    labels: dict[str, Labels],
+    *,
+    spoil: bool = False,
+    device: torch.device | None = None,
 ) -> Record:
     """Run calls of a model under an observer and return the record, its outputs frozen.
 
-    A forward may change what a model holds (caches, counters, statistics): it runs in a copy, unless ``spoil`` says
-    that the model is not needed any more.
+    Args:
+        model: The model, which is not changed: a forward may change what a model holds (caches, counters, statistics),
+            so that it runs in a copy.
+        calls: What to call it with.
+        observer: What learns of every operator, and runs it.
+        labels: The slices of its tensors.
+        spoil: The model is not needed any more: run it itself.
+        device: For a copy on the meta device: where the user's model is.
     """
     if not spoil:
-        model = duplicate(model, _own, lambda tensor: tensor.detach().clone())
-    tracer = Tracer(observer)
+        model = lent(model)
+    tracer = Tracer(observer, device)
     record = observer.record
-    for name, tensor in named_tensors(model).items():
+    for name, tensor in held_tensors(model).items():
         tracer.know(name, tensor, labels[name])
     held: list[tuple[int, int, Labels]] = []
-    with running(model, record.training), caches_restored(model):
+    with running(model, record.training), undisturbed(model):
         for call in calls:
             tracer.give((call.args, call.kwargs))
             out = tracer.forward(model, partial(call, model))
@@ -207,6 +230,7 @@ def follow(
     for node, output, labels_of in held:
         if (node, output) not in read:
             _returned(record, observer, node, output, labels_of)
+    freeze_unread(record, observer)
     return record
 
 
@@ -226,7 +250,11 @@ def _own_values(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     return like_parameter(tensor, tensor.detach().clone())
 
 
-def _own(_name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A parameter over the same memory, or a copy of a buffer, which a forward may write."""
-    same = tensor.detach()
-    return like_parameter(tensor, same if isinstance(tensor, nn.Parameter) else same.clone())
+def lent(model: nn.Module) -> nn.Module:
+    """A copy to run: parameters over the same memory, and copies of all else, which a forward may write."""
+
+    def own(_name: str, tensor: torch.Tensor) -> torch.Tensor:
+        same = tensor.detach()
+        return like_parameter(tensor, same if isinstance(tensor, nn.Parameter) else same.clone())
+
+    return duplicate(model, own, lambda tensor: tensor.detach().clone())

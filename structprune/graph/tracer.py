@@ -11,17 +11,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import structprune.graph.rules  # noqa: F401  (importing them registers them)
 from structprune.graph.call import Call, Recorder
 from structprune.graph.operators import Operator, operator
-from structprune.graph.record import LARGE, Asked, Node, Output, Record, Value
+from structprune.graph.record import LARGE, Asked, Constant, Node, Output, Record, Value
 from structprune.graph.slices import Ids, Labels
 from structprune.meta.formulas import is_counted, operator_flops
-from structprune.meta.forward import ConstantsSeen, module_paths
+from structprune.meta.forward import module_paths
 from structprune.meta.signature import tensors_among, tensors_of
+from structprune.meta.twins import Twins
+from structprune.meta.watch import Watch
 
 _OURS = str(Path(__file__).parent.parent)
 # Values this small are kept, so that a constant computed from a size can be compared with another.
@@ -30,6 +33,7 @@ _SMALL = 4096
 _UNFILLED = frozenset(
     f"aten::{name}" for name in "empty empty_like empty_strided empty_permuted new_empty new_empty_strided".split()
 )
+_DRAWN = torch.Tag.nondeterministic_seeded
 _AS_THEY_ARE = frozenset((type(None), bool, int, float, str, torch.dtype))
 PLACED = frozenset(("aten::slice", "aten::roll"))
 
@@ -38,10 +42,10 @@ class Observer(Recorder, Protocol):
     """A recorder that also runs the operators."""
 
     record: Record
-    # Whether floats are not computed: then calls and small constants are kept, which costs no memory.
+    # Whether floats are not computed: what has values then is a constant, or was decided by integers.
     on_meta: bool
-    # Whether the forward may make tensors of Python numbers; to look for them takes a tenth of the time of a trace.
-    expects_constants: bool
+    # Whether Python code may do more with tensors than to call operators; to watch takes a tenth of a trace's time.
+    watches: bool
 
     def start(self, node: Node) -> None:
         """Called before an operator runs."""
@@ -66,9 +70,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     parameters and buffers are found by storage too, because ``.data`` makes a new tensor unseen.
     """
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Observer, device: torch.device | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._observer = observer
+        self._device = device
         # A name for this run that keeps nothing alive: it is on every tensor.
         self._run = object()
         self._nodes = observer.record.nodes
@@ -77,6 +82,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storages: dict[int, tuple[torch.Tensor, Value, str]] = {}
         self._rewritten: dict[int, int] = {}
         self._given: dict[int, torch.Tensor] = {}
+        self._unfilled: dict[int, StorageWeakRef] = {}
+        self._twins = Twins()
 
     def know(self, name: str, tensor: torch.Tensor, labels: Labels) -> None:
         """Give a parameter or buffer its labels."""
@@ -93,13 +100,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def forward(self, model: nn.Module, run: Callable[[], Any]) -> Any:
         """Call ``run`` with the modules of ``model`` under observation and return its result."""
         # The library may itself run without gradients; inference mode would hide the operators.
-        constants = ConstantsSeen()
-        looking = constants if self._observer.expects_constants else nullcontext()
-        with torch.no_grad(), module_paths(model, self._modules), looking, self:
+        watch = Watch(self._device)
+        watching = watch if self._observer.watches else nullcontext()
+        with torch.no_grad(), module_paths(model, self._modules), watching, self:
             try:
                 return run()
             finally:
-                self._observer.record.has_constants |= constants.made_any
+                self._observer.record.needs_watching |= watch.noticed
 
     def origin(self, tensor: torch.Tensor) -> tuple[int, int, Labels]:
         """The node that made a tensor, which of its outputs it is, and its labels."""
@@ -110,12 +117,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one operator, apply its rule and label what comes out."""
-        kwargs = kwargs or {}
+        # What is done here, and by PyTorch within an operator, is not the model's own code, which is watched.
+        with torch._C.DisableTorchFunction():
+            return self._traced(func, args, kwargs or {})
+
+    def _traced(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op = operator(func)
         arguments = dict(zip(op.parameters, args, strict=False))
         arguments.update(kwargs)
         tensors = tensors_among(arguments.values())
-        values = [self._value(t) for t in tensors]
+        lifted = op.name == "aten::lift_fresh"  # of a Python number
+        values = [self._value(t, lifted=lifted) for t in tensors]
         node = Node(
             len(self._nodes),
             op.name,
@@ -136,11 +148,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = tensors_of(out)
         node.returns_list = isinstance(out, (list, tuple))
         call = Call(self._observer, op, arguments, tensors, values, node, out)
+        node.not_filled = self._not_filled(op, tensors, results)
         labels = apply_rule(self._observer, op, call, results)
+        constant = all([v.constant for v in values]) and op.name not in _UNFILLED and _DRAWN not in func.tags
         if self._observer.on_meta:
             node.asked = Asked(op, arguments, tensors, out)
             known = tensors if op.name in _UNFILLED else (*tensors, *results)
-            node.constants = [None if t.is_meta else t.clone() if t.numel() <= _SMALL else LARGE for t in known]
+            node.constants = [None if t.is_meta else _kept(t) for t in known]
+        else:
+            # To hold on to the values would take gigabytes.
+            node.asked = Asked(op, *self._twins.of((arguments, tensors, out)))
+            node.constants = [_kept(t) if v.constant else None for t, v in zip(tensors, values, strict=True)]
+            node.constants += [_kept(t) if constant else None for t in results]
         labels = self._observer.finish(node, out, labels)
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
@@ -150,7 +169,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             node.macs = _macs(op, args, kwargs, out)
         self._nodes.append(node)
         for i, (tensor, la) in enumerate(zip(results, labels, strict=True)):
-            value = Value(la, node.index, i, node.parametric, self._run)
+            value = Value(la, node.index, i, node.parametric, self._run, constant)
             if id(tensor) in self._values:
                 # Written in place, and not ours to mark: a weight, a buffer, an input.
                 self._values[id(tensor)] = (tensor, value)
@@ -160,7 +179,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._rewritten[tensors[0].untyped_storage()._cdata] = node.index
         return out
 
-    def _value(self, tensor: torch.Tensor) -> Value:
+    def _value(self, tensor: torch.Tensor, *, lifted: bool = False) -> Value:
         known = self._values.get(id(tensor))
         if known is None:
             value: Value | None = getattr(tensor, "_structprune", None)
@@ -176,11 +195,30 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._observer.record.touched.add(self._nodes[known[1].node].op)
             return known[1]
         node = self._leaf("input", parametric=False)
-        self._observer.record.has_constants |= id(tensor) not in self._given
-        value = Value((None,) * tensor.ndim, node.index, 0, False, self._run)
+        own = id(tensor) not in self._given
+        self._observer.record.needs_watching |= own
+        self._observer.record.from_outside |= own and not lifted
+        value = Value((None,) * tensor.ndim, node.index, 0, False, self._run, own)
         # Kept alive beside its value, so that its id is not given to another tensor.
         self._values[id(tensor)] = (tensor, value)
         return value
+
+    def _not_filled(self, op: Operator, tensors: list[torch.Tensor], results: list[torch.Tensor]) -> tuple[int, ...]:
+        """The tensors that an operator reads, by position, though none filled them: code that is not seen did."""
+        if op.name in _UNFILLED:
+            for tensor in results:
+                storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+                self._unfilled[storage.cdata] = storage
+            return ()
+        found = []
+        if self._unfilled and not op.func.is_view:
+            written = results if op.in_place or op.out_variant else []
+            for position, tensor in enumerate(tensors):
+                memory = tensor.untyped_storage()._cdata
+                if memory in self._unfilled and tensor.numel():
+                    alive = not self._unfilled.pop(memory).expired()  # type: ignore[no-untyped-call]
+                    found += [position] if alive and not any(tensor is t for t in written) else []
+        return tuple(found)
 
     def _leaf(self, op: str, *, parametric: bool) -> Node:
         node = Node(len(self._nodes), op, "", (), parametric, [], is_leaf=True)
@@ -197,6 +235,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch.Tensor]) -> list[Labels]:
     """The labels of an operator's outputs; one without a rule freezes what reaches it."""
+    for position in call.node.not_filled:
+        for ids in call.labels(call.tensors[position]):
+            call.freeze(ids, "is memory that no operator filled, but code that is not seen")
     if op.rule is None:
         if any(ids is not None for t in call.tensors for ids in call.labels(t)):
             name = op.name
@@ -209,6 +250,10 @@ def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch
         return observer.rule_failed(call.node, error)
     labels = got if isinstance(got, list) else [got]
     return labels + [(None,) * t.ndim for t in results[len(labels) :]]
+
+
+def _kept(tensor: torch.Tensor) -> Constant:
+    return tensor.clone() if tensor.numel() <= _SMALL else LARGE
 
 
 def _plain(value: Any) -> Any:

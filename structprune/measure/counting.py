@@ -79,7 +79,11 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        # What is done here is not the model's own code, which a mode for functions watches.
+        with torch._C.DisableTorchFunction():
+            return self._counted(func, args, kwargs or {})
+
+    def _counted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op = signature(func)
         out = run_on_meta(op, args, kwargs)
         tally = self.tallies.setdefault(self._path(), Tally())

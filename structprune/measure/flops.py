@@ -14,10 +14,11 @@ from structprune.errors import InputError, ModelError, brief
 from structprune.inputs import Invocations, infer_inputs, read_inputs
 from structprune.measure.counting import CountingMode, Tally, counting_modules
 from structprune.measure.quantities import scaled
-from structprune.meta.caches import caches_restored
+from structprune.meta.caches import undisturbed
 from structprune.meta.formulas import nbytes
-from structprune.meta.forward import ConstantsSeen, not_inferred, running, way_on
-from structprune.meta.replica import meta_replica, to_meta
+from structprune.meta.forward import not_inferred, running, way_on
+from structprune.meta.replica import device_of, meta_replica, to_meta
+from structprune.meta.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,10 @@ def _count(model: nn.Module, calls: Invocations, training: bool) -> FlopCount:
     on_meta = [call.mapped(to_meta) for call in calls]
     with (
         running(replica, training),
-        caches_restored(replica),
+        undisturbed(replica),
         counting_modules(replica, mode.stack, training),
         torch.set_grad_enabled(training),
-        ConstantsSeen(),
+        Watch(device_of(model)),
         mode,
     ):
         for call in on_meta:

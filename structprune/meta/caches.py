@@ -1,6 +1,7 @@
-"""What a forward keeps outside the model: function caches, and tables of its files and classes.
+"""What a forward keeps outside the model: ``functools`` caches, and the variables of its files and classes.
 
-None may be left holding what was computed without numbers, and every run must find them alike.
+A trace computes without numbers. It may not be answered from what the user's own forward stored, which depends on what
+ran before, and it may leave nothing there that the user's own forward would be handed.
 """
 
 from __future__ import annotations
@@ -8,140 +9,242 @@ from __future__ import annotations
 import functools
 import sys
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import islice
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
 
 from structprune.meta.replica import walk
 
+_Cache = type(functools.lru_cache(lambda: None))
 # A table of another class may do anything when it is read.
 _TABLES = (dict, OrderedDict, defaultdict)
-_Cache = type(functools.lru_cache(lambda: None))
-_BY_CLASS: dict[type, frozenset[Any]] = {}
-_BY_MODULE: dict[str, frozenset[Any]] = {}
-
-
-def empty_caches(model: nn.Module) -> None:
-    """Empty the ``functools`` caches of a model's files: filled ones would be hit in some runs and missed in others."""
-    for cache in _caches(_classes(model)):
-        if cache.cache_info().currsize:
-            cache.cache_clear()
+# Larger tables are not copied at every run: what is added to them is found at their end.
+_SMALL = 256
+# Functions within functions are looked into this far.
+_DEEPEST = 3
+# Libraries whose caches hold nothing that a model's forward computes.
+_LIBRARIES = frozenset(("torch", "numpy", "structprune", *sys.stdlib_module_names))
+# The answers of one run, in the thread that runs it; ``None``: this thread does not trace.
+_ANSWERS: ContextVar[dict[Any, Any] | None] = ContextVar("_ANSWERS", default=None)
+_NONE = object()
 
 
 @contextmanager
-def caches_restored(model: nn.Module) -> Iterator[None]:
-    """Undo what a run leaves outside the model.
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run a copy of a model with caches of its own, and leave the variables of its files as they were.
 
-    The ``functools`` caches that it filled are emptied, and the variables, dicts and lists of the
-    model's own files and classes are put back: the user's own forward would be handed tensors of
-    the meta device.
+    One thread at a time may do so: see ``structprune.meta.forward.running``.
     """
-    classes = _classes(model)
-    caches = _caches(classes)
-    before = {cache: cache.cache_info().misses for cache in caches}
+    classes = frozenset(type(module) for _, module in walk(model))
+    places = [*_places_of_modules(), *_places_of_classes(classes), *_places_in(model)]
     kept = [_Kept(owner) for owner in _owners(classes)]
+    token = _ANSWERS.set({})
     try:
+        for place in places:
+            place.put(place.stand_in)
         yield
     finally:
-        for cache, misses in before.items():
-            if cache.cache_info().misses != misses:
-                cache.cache_clear()
+        for place in places:
+            place.put(place.original)
+        _ANSWERS.reset(token)
         for each in kept:
             each.restore()
 
 
+class _StandIn:
+    """Takes the place of a ``functools`` cache while a model is traced.
+
+    In the thread that traces every run begins with an empty cache; other threads use the cache itself.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+        self._settled: dict[Any, Any] = {}
+        functools.update_wrapper(self, cache)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else MethodType(self, instance)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        answers = _ANSWERS.get()
+        if answers is None:
+            return self._cache(*args, **kwargs)
+        key = self._cache, *_key((args, tuple(kwargs.items())))
+        answer = self._settled.get(key, _NONE)
+        if answer is _NONE:
+            answer = answers.get(key, _NONE)
+        if answer is _NONE:
+            answer = answers[key] = self._cache.__wrapped__(*args, **kwargs)
+            # What no size and no tensor goes into or comes out of is the same in every run, and may be slow to find.
+            if _is_plain((args, tuple(kwargs.values()))) and _is_plain(answer):
+                self._settled[key] = answer
+        return answer
+
+
+def _key(value: Any) -> Any:
+    """An argument as a key; equal numbers with other origins (``structprune.resolve.provenance``) are others."""
+    if isinstance(value, tuple):
+        return tuple(map(_key, value))
+    origins = getattr(value, "origins", None) if isinstance(value, (int, float)) else None
+    return value if origins is None else (value, origins)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, str, type))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a cache is reached from, the object that is there (the cache, or a method around it) and its stand-in."""
+
+    put: Callable[[Any], None]
+    original: Any
+    stand_in: Any
+
+
+_STAND_INS: dict[int, _StandIn] = {}
+_BY_MODULE: dict[str, tuple[int, list[_Place]]] = {}
+_BY_CLASS: dict[type, list[_Place]] = {}
+
+
+def _places_of_modules() -> Iterator[_Place]:
+    """The caches in all files that are loaded: a model may call another's function through any of them."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _LIBRARIES or not isinstance(module, ModuleType):
+            continue
+        size = len(vars(module))
+        known = _BY_MODULE.get(name)
+        if known is None or known[0] != size:
+            known = _BY_MODULE[name] = size, list(_places_in_file(module))
+        yield from known[1]
+
+
+def _places_in_file(module: ModuleType) -> Iterator[_Place]:
+    for name, value in list(vars(module).items()):
+        yield from _places_at(functools.partial(setattr, module, name), value)
+        if isinstance(value, type) and value.__module__ == module.__name__:
+            yield from _places_of_class(value)
+
+
+def _places_of_classes(classes: frozenset[type]) -> Iterator[_Place]:
+    """The caches in a model's classes, which may have been defined within functions."""
+    for kind in {base for each in classes for base in each.__mro__ if not _is_library(base)}:
+        module = sys.modules.get(kind.__module__)
+        if module is None or vars(module).get(kind.__name__) is not kind:
+            if kind not in _BY_CLASS:
+                _BY_CLASS[kind] = list(_places_of_class(kind))
+            yield from _BY_CLASS[kind]
+
+
+def _places_of_class(kind: type) -> Iterator[_Place]:
+    for name, value in list(vars(kind).items()):
+        yield from _places_at(functools.partial(setattr, kind, name), value)
+
+
+def _places_in(model: nn.Module) -> Iterator[_Place]:
+    """The caches that the modules of a copy hold themselves."""
+    for _, module in walk(model):
+        held = vars(module)
+        for name, value in held.items():
+            if type(value) is _Cache or type(value) is FunctionType:
+                yield from _places_at(functools.partial(held.__setitem__, name), value)
+
+
+def _places_at(put: Callable[[Any], None], value: Any, depth: int = 0) -> Iterator[_Place]:
+    """The cache that something is, that a method wraps, or that a function has in its closure."""
+    if isinstance(value, _Cache):
+        if hasattr(value, "__wrapped__"):
+            yield _Place(put, value, _stand_in(value))
+    elif isinstance(value, (staticmethod, classmethod)):
+        inner = value.__func__
+        if isinstance(inner, _Cache):
+            yield _Place(put, value, type(value)(_stand_in(inner)))
+        else:
+            yield from _places_at(put, inner, depth)
+    elif isinstance(value, FunctionType) and value.__closure__ and depth < _DEEPEST:
+        for cell in value.__closure__:
+            yield from _places_at(functools.partial(setattr, cell, "cell_contents"), _contents(cell), depth + 1)
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _stand_in(cache: Any) -> _StandIn:
+    known = _STAND_INS.get(id(cache))
+    if known is None or known._cache is not cache:
+        known = _STAND_INS[id(cache)] = _StandIn(cache)
+    return known
+
+
 class _Kept:
-    """The variables of a file or class as they were, and the entries of the dicts and lists among them."""
+    """The variables of a file or class as they were, and the dicts and lists among them."""
 
     def __init__(self, owner: ModuleType | type) -> None:
         self._owner = owner
-        self._names = {n: v for n, v in vars(owner).items() if not n.startswith("__")}
-        self._dicts = [(v, dict(v)) for v in self._names.values() if type(v) in _TABLES]
-        self._lists = [(v, list(v)) for v in self._names.values() if type(v) is list]
+        self._names = _variables(owner)
+        self._tables = [_Table(v) for v in self._names.values() if type(v) in _TABLES or type(v) is list]
 
     def restore(self) -> None:
-        now = {n: v for n, v in vars(self._owner).items() if not n.startswith("__")}
+        now = _variables(self._owner)
         for name in now.keys() - self._names.keys():
             delattr(self._owner, name)
         for name, value in self._names.items():
             if now.get(name) is not value:
                 setattr(self._owner, name, value)
-        for table, entries in self._dicts:
-            if len(table) != len(entries) or any(table.get(k) is not v for k, v in entries.items()):
+        for table in self._tables:
+            table.restore()
+
+
+class _Table:
+    """A dict or list as it was: what is in a small one, the length of a large one."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self._size = len(table)
+        self._entries = table.copy() if self._size <= _SMALL else None
+
+    def restore(self) -> None:
+        table, added = self._table, len(self._table) - self._size
+        if self._entries is not None:
+            if added or any(a is not b for a, b in zip(_entries(table), _entries(self._entries), strict=True)):
                 table.clear()
-                table.update(entries)
-        for values, entered in self._lists:
-            if len(values) != len(entered) or any(a is not b for a, b in zip(values, entered, strict=True)):
-                values[:] = entered
+                table.extend(self._entries) if type(table) is list else table.update(self._entries)
+        elif added > 0 and type(table) is list:
+            del table[self._size :]
+        elif added > 0:
+            for key in list(islice(reversed(table), added)):
+                del table[key]
 
 
-def _classes(model: nn.Module) -> frozenset[type]:
-    return frozenset(type(module) for _, module in walk(model))
+def _entries(table: Any) -> list[Any]:
+    return table if type(table) is list else [entry for item in table.items() for entry in item]
 
 
-@functools.cache
+def _variables(owner: ModuleType | type) -> dict[str, Any]:
+    return {n: v for n, v in vars(owner).items() if not n.startswith("__")}
+
+
 def _owners(classes: frozenset[type]) -> list[ModuleType | type]:
     """The files and classes that a model's modules come from, those of libraries aside."""
-    bases = {base for kind in classes for base in kind.__mro__ if not _is_library(base.__module__)}
+    bases = {base for kind in classes for base in kind.__mro__ if not _is_library(base)}
     files = {name: sys.modules[name] for name in (base.__module__ for base in bases) if name in sys.modules}
     return [*files.values(), *bases]
 
 
-@functools.cache
-def _caches(classes: frozenset[type]) -> frozenset[Any]:
-    return frozenset().union(*map(_caches_of, classes))
-
-
-def _caches_of(kind: type) -> frozenset[Any]:
-    """The caches in a class, in the files that it and its bases come from, and in those that these import from."""
-    known = _BY_CLASS.get(kind)
-    if known is None:
-        files = {base.__module__ for base in kind.__mro__ if not _is_library(base.__module__)}
-        known = _BY_CLASS[kind] = frozenset().union(*map(_caches_in, files))
-    return known
-
-
-def _caches_in(name: str) -> frozenset[Any]:
-    known = _BY_MODULE.get(name)
-    if known is None:
-        found: set[Any] = set()
-        imported: set[ModuleType] = set()
-        module = sys.modules.get(name)
-        for value in list(vars(module).values()) if module is not None else []:
-            found |= _caches_behind(value)
-            origin = sys.modules.get(getattr(value, "__module__", None) or "")
-            if isinstance(value, FunctionType) and origin is not None and not _is_library(origin.__name__):
-                imported.add(origin)
-        for origin in imported:
-            for value in list(vars(origin).values()):
-                found |= _caches_behind(value)
-        known = _BY_MODULE[name] = frozenset(found)
-    return known
-
-
-def _caches_behind(value: Any) -> set[Any]:
-    """The cache that a function is, that it wraps, or that a class has among its methods."""
-    if isinstance(value, _Cache):
-        return {value}
-    if isinstance(value, (staticmethod, classmethod)):
-        return _caches_behind(value.__func__)
-    if isinstance(value, type):
-        return set().union(*(_caches_behind(v) for v in list(vars(value).values()) if not isinstance(v, type)))
-    if isinstance(value, FunctionType) and value.__closure__:
-        return {c.cell_contents for c in value.__closure__ if _is_filled(c) and isinstance(c.cell_contents, _Cache)}
-    return set()
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-def _is_library(name: str) -> bool:
-    return name.partition(".")[0] in ("torch", "builtins", "typing", "abc", "collections", "functools")
+def _is_library(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _LIBRARIES

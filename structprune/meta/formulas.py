@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from structprune.meta.signature import Signature, tensors_of
+from structprune.meta.watch import LEAVES
 
 Formula = Callable[[Sequence[Any], dict[str, Any], Any], int]
 
@@ -182,7 +183,7 @@ _FREE_NAMES = """
     nll_loss_backward embedding_dense_backward embedding_dense
 """
 _FREE_BY_NAME: dict[str, bool] = {f"aten::{name}": True for name in _FREE_NAMES.split()}
-_FREE_BY_NAME["prim::device"] = True
+_FREE_BY_NAME |= {"prim::device": True, LEAVES: True}
 
 
 def written_bytes(args: Sequence[Any], kwargs: dict[str, Any], results: list[torch.Tensor]) -> int:

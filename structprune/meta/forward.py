@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,61 +16,62 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 
-from structprune.meta.replica import walk
+from structprune.meta.replica import named_tensors, walk
+
+# What a run sets holds for the whole process: random states, the kernels of attention, function caches. Of two threads
+# at once each would put back what the other had set.
+_ALONE = threading.RLock()
 
 
 @contextmanager
-def running(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put a copy into a mode, with the global state that a trace needs, and restore it.
+def running(model: nn.Module, training: bool, *, decomposed: bool = True) -> Iterator[None]:
+    """Put a copy into a mode, with the global state that a run needs, and restore it; one thread at a time.
 
     Random numbers start from the same state every time: a layer that is dropped by chance must be
-    dropped in every trace, or in none. Attention runs as the operators that it is made of: which
-    fused kernel would be taken depends on sizes and strides.
+    dropped in every run, or in none.
+
+    Args:
+        model: The copy.
+        training: The mode.
+        decomposed: Run attention as the operators that it is made of: which fused kernel would be taken depends on
+            sizes and strides.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     modes = {module: module.training for _, module in walk(model)}
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        torch.default_generator.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)
-        model.train(training)
-        with sdpa_kernel(SDPBackend.MATH):
+    with _ALONE, _random_state(model), ExitStack() as stack:
+        try:
+            if decomposed:
+                stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+                torch.backends.mha.set_fastpath_enabled(False)
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            model.train(training)
             yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
-        for module, mode in modes.items():
-            # To set an attribute of a module takes ten times as long as to read it.
-            if module.training is not mode:
-                module.training = mode
+        finally:
+            for module, mode in modes.items():
+                # To set an attribute of a module takes ten times as long as to read it.
+                if module.training is not mode:
+                    module.training = mode
 
 
-class ConstantsSeen(TorchFunctionMode):
-    """Makes tensors of Python numbers on the CPU where they would be on the meta device and lose their values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made_any = False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor, torch.asarray) and _is_meta(kwargs.get("device")):
-            self.made_any, kwargs = True, {**kwargs, "device": "cpu"}
-        elif func is torch.Tensor.new_tensor and _is_meta(kwargs.get("device", args[0].device)):
-            self.made_any, kwargs = True, {"dtype": args[0].dtype, **kwargs, "device": "cpu"}
-        return func(*args, **kwargs)
-
-
-def _is_meta(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "meta"
+@contextmanager
+def _random_state(model: nn.Module) -> Iterator[None]:
+    """Seed every source of random numbers that a forward may draw from, and put them back."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    with ExitStack() as stack:
+        try:
+            for kind in {tensor.device.type for tensor in named_tensors(model).values()} - {"cpu", "meta"}:
+                device = torch.get_device_module(kind)
+                if hasattr(device, "manual_seed_all"):
+                    stack.enter_context(torch.random.fork_rng(range(device.device_count()), device_type=kind))
+                    device.manual_seed_all(0)
+            torch.default_generator.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)
+            yield
+        finally:
+            torch.set_rng_state(states[0])
+            random.setstate(states[1])
+            np.random.set_state(states[2])
 
 
 @contextmanager

@@ -46,24 +46,55 @@ def _visit(path: str, module: nn.Module, found: list[tuple[str, nn.Module]], see
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All parameters and buffers by name; a tied one under its first name only."""
-    return _tensors_of(walk(model))
+    """All parameters and buffers by name; a tied one under its first name only, a sparse buffer not at all."""
+    return _registered(walk(model))
 
 
-def _tensors_of(modules: list[tuple[str, nn.Module]]) -> dict[str, torch.Tensor]:
+def held_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """``named_tensors``, and the tensors that modules hold as plain attributes: tables of positions, mostly."""
+    return _held(walk(model))
+
+
+def _registered(modules: list[tuple[str, nn.Module]]) -> dict[str, torch.Tensor]:
     found: set[int] = set()
     named: dict[str, torch.Tensor] = {}
     for kind in ("_parameters", "_buffers"):
         for path, module in modules:
             for name, tensor in getattr(module, kind).items():
-                if tensor is not None and id(tensor) not in found:
+                if tensor is not None and id(tensor) not in found and not is_sparse_buffer(tensor):
                     found.add(id(tensor))
                     named[f"{path}.{name}" if path else name] = tensor
     return named
 
 
+def _held(modules: list[tuple[str, nn.Module]]) -> dict[str, torch.Tensor]:
+    named = _registered(modules)
+    found = {id(tensor) for tensor in named.values()}
+    for path, module in modules:
+        for name, tensor in vars(module).items():
+            if type(tensor) is torch.Tensor and id(tensor) not in found and _is_table(tensor):
+                found.add(id(tensor))
+                named[f"{path}.{name}" if path else name] = tensor
+    return named
+
+
+def is_sparse_buffer(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a constant of another layout than rows and columns: it is followed, and never cut."""
+    return tensor.layout != torch.strided and not isinstance(tensor, nn.Parameter)
+
+
+def _is_table(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.ndim > 0 and not tensor.is_quantized
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where a model is, if its weights are anywhere."""
+    tensors = named_tensors(model).values()
+    return next((t.device for t in tensors if t.is_floating_point() and not t.is_meta), None)
+
+
 def duplicate(model: nn.Module, tensor_map: TensorMap, loose: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-    """Deep-copy a model, its parameters and buffers through ``tensor_map``, other tensors through ``loose``.
+    """Deep-copy a model, ``held_tensors`` through ``tensor_map``, other tensors through ``loose``.
 
     No weight is copied on the way: the copy's tensors are made by the two functions alone. Tables of
     tensors by device, which a forward fills, are empty in the copy.
@@ -72,7 +103,7 @@ def duplicate(model: nn.Module, tensor_map: TensorMap, loose: Callable[[torch.Te
         ModelError: The model holds something that cannot be copied.
     """
     modules = walk(model)
-    tensors = _tensors_of(modules)
+    tensors = _held(modules)
     memo: dict[int, Any] = {id(t): tensor_map(name, t) for name, t in tensors.items()}
     # ``deepcopy`` keeps the originals alive in the memo for the time of the copy.
     try:
@@ -197,6 +228,8 @@ def meta_replica(model: nn.Module) -> nn.Module:
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor without storage, or a CPU copy of integers and booleans: code may read those."""
+    if tensor.layout != torch.strided:
+        return tensor.detach().cpu().clone()
     if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta:
         twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from structprune.errors import PlanError
 from structprune.graph.checks import check_model
 from structprune.meta.forward import collection_paused
-from structprune.meta.replica import named_tensors, walk
+from structprune.meta.replica import held_tensors, named_tensors, walk
 from structprune.plan import schema
 from structprune.plan.composition import Cuts, composed, remainder
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
@@ -48,6 +48,7 @@ class Plan:
         scales: What running variances are multiplied with, likewise.
         gains: What rows of weights and biases are multiplied with, an entry for each that stays, where code computes a
             number from a width, as attention does its scale: with the gains the number makes no difference.
+        plain: Those among ``shapes`` that are no parameters or buffers but plain attributes of modules, and are cut.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Plan:
     shifts: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    plain: tuple[str, ...] = ()
 
     @property
     def cut(self) -> Cut:
@@ -95,10 +97,9 @@ class Plan:
             # Before the cut: what is carried may be from another release.
             carried = _whole(carried_plan(model), self).to_json()
             if inplace:
-                cut_in_place(model, self.cut, optimizer)
-                pruned = model
-            else:
-                pruned = cut_copy(model, self.cut)
+                cut_in_place(model, self.cut, optimizer, {CARRIED: carried} if self.kept else {})
+                return model
+            pruned = cut_copy(model, self.cut)
             if self.kept:
                 setattr(pruned, CARRIED, carried)
             return pruned
@@ -111,14 +112,17 @@ class Plan:
         """
         # A buffer that neither cuts may have been filled anew, in another shape.
         cut = self.kept.keys() | second.kept.keys()
+        plain = dict.fromkeys((*self.plain, *second.plain))
         left = {name: self.shape_left(name) if name in cut else second.shapes.get(name, ()) for name in self.shapes}
-        if left != dict(second.shapes):
+        if _without(plain, left) != _without(plain, second.shapes):
             raise PlanError(f"The second plan does not follow this one: {_difference(second.shapes, left)}")
         steps = [*self.settings.get("steps", [self.settings]), *second.settings.get("steps", [second.settings])]
         groups = {group.name: group for group in second.groups}
         return replace(
             self,
             settings={**second.settings, "steps": steps},
+            shapes={**second.shapes, **self.shapes},
+            plain=tuple(plain),
             groups=tuple(group.then(groups.get(group.name)) for group in self.groups),
             notes=tuple(dict.fromkeys((*self.notes, *second.notes))),
             params=(self.params[0], second.params[1]),
@@ -132,7 +136,7 @@ class Plan:
         Raises:
             PlanError: The plan does not begin with that part.
         """
-        if dict(first.shapes) != dict(self.shapes):
+        if _without(self.plain, first.shapes) != _without(self.plain, self.shapes):
             raise PlanError(f"The plan does not begin with that one: {_difference(self.shapes, first.shapes)}")
         groups = {group.name: group for group in first.groups}
         steps, done = self.settings.get("steps", []), first.settings.get("steps", [first.settings])
@@ -140,7 +144,7 @@ class Plan:
         return replace(
             self,
             settings=rest[0] if len(rest) == 1 else {**self.settings, "steps": rest},
-            shapes={name: first.shape_left(name) for name in self.shapes},
+            shapes={n: first.shape_left(n) if n in first.shapes else shape for n, shape in self.shapes.items()},
             groups=tuple(group.after(groups.get(group.name)) for group in self.groups),
             params=(first.params[1], self.params[1]),
             macs=(first.macs[1], self.macs[1]),
@@ -183,6 +187,7 @@ class Plan:
             "shifts": {name: list(shift) for name, shift in self.shifts.items()},
             "scales": {name: list(scale) for name, scale in self.scales.items()},
             "gains": {name: list(gain) for name, gain in self.gains.items()},
+            "plain": self.plain,
         }
         return schema.sealed(document)
 
@@ -209,6 +214,7 @@ class Plan:
                 shifts=schema.read_vectors(document, "shifts", shapes),
                 scales=schema.read_vectors(document, "scales", shapes),
                 gains=schema.read_vectors(document, "gains", shapes, of_rows=True),
+                plain=schema.read_texts(document.get("plain", [])),
             )
             schema.check_seal(document)
             return plan
@@ -246,7 +252,12 @@ class Plan:
 
     def free_buffers(self, model: nn.Module) -> set[str]:
         """Buffers that the plan does not cut: a forward may fill them anew, in another shape (position tables)."""
-        return self._free(named_tensors(model))
+        return self._free(self.tensors_of(model))
+
+    def tensors_of(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """A model's parameters and buffers, and those of its plain tensors that the plan cuts."""
+        held = held_tensors(model)
+        return {**named_tensors(model), **{name: held[name] for name in self.plain if name in held}}
 
     def _free(self, tensors: Mapping[str, torch.Tensor]) -> set[str]:
         buffers = (name for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter))
@@ -254,7 +265,7 @@ class Plan:
 
     def fits(self, model: nn.Module) -> bool:
         """Whether the model has the parameters and buffers, in the shapes, that the plan was made for."""
-        tensors = named_tensors(model)
+        tensors = self.tensors_of(model)
         free = self._free(tensors)
         shapes = {name: self.shapes[name] if name in free else tuple(t.shape) for name, t in tensors.items()}
         return shapes == dict(self.shapes)
@@ -267,7 +278,7 @@ class Plan:
         """
         carried = getattr(model, CARRIED, None)
         if not self.fits(model):
-            shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
+            shapes = {name: tuple(t.shape) for name, t in self.tensors_of(model).items()}
             if carried is not None and dict(Plan.from_json(carried).shapes) == dict(self.shapes):
                 raise PlanError("This plan was applied to this model already: make a new plan to prune it further.")
             raise PlanError(f"The plan does not fit this {type(model).__name__}: {_difference(self.shapes, shapes)}")
@@ -312,6 +323,11 @@ def _whole(before: Plan | None, plan: Plan) -> Plan:
     except PlanError:
         said = "the model was changed since it was pruned before (a new head, a wrapper): this plan begins after that"
         return replace(plan, notes=(*plan.notes, said))
+
+
+def _without(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    left = set(names)
+    return {name: shape for name, shape in shapes.items() if name not in left}
 
 
 def _difference(expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]) -> str:

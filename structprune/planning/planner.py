@@ -14,7 +14,7 @@ from structprune.graph.groups import DependencyGraph
 from structprune.graph.session import Session
 from structprune.graph.slices import Mask
 from structprune.inputs import Invocations
-from structprune.meta.replica import named_tensors
+from structprune.meta.replica import held_tensors, named_tensors
 from structprune.plan.budget import Selection, select
 from structprune.plan.costs import costs_of
 from structprune.plan.importance import Ranking, name_of, ranking_of
@@ -106,7 +106,8 @@ def _select(ranking: Ranking, graph: DependencyGraph, settings: Settings) -> Sel
 
 def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: Settings) -> Plan:
     graph, cut = resolved.graph, resolved.cut
-    tensors = named_tensors(model)
+    tensors = held_tensors(model)
+    registered = named_tensors(model)
     parameters = {n: t for n, t in tensors.items() if isinstance(t, nn.Parameter)}
     left = 0
     for name, parameter in parameters.items():
@@ -114,7 +115,7 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
         for dim, extent in enumerate(parameter.shape):
             size *= len(cut.kept.get(name, {}).get(dim, range(extent)))
         left += size
-    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    shapes = {name: tuple(t.shape) for name, t in tensors.items() if name in registered or name in cut.kept}
     costs = costs_of(graph, {n: t.numel() for n, t in parameters.items()})
     floored = [f"{name}: the ratio would empty it, it keeps its last channels" for name in selection.floored]
     return Plan(
@@ -123,6 +124,7 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
         shapes=shapes,
         kept={n: {d: tuple(i.tolist()) for d, i in dims.items()} for n, dims in cut.kept.items()},
         gains={name: tuple(gain.tolist()) for name, gain in cut.gains.items()},
+        plain=tuple(name for name in shapes if name not in registered),
         attributes=cut.attributes,
         groups=tuple(
             GroupPlan(

@@ -79,10 +79,20 @@ def alike(left: Gains, right: Gains) -> bool:
 def _ratio(mismatch: Mismatch) -> float | None:
     """What has to come in as a multiple, so that times the cut network's number it is the dense one's product."""
     node = mismatch.node
-    if mismatch.numbers is None or node.op not in ("aten::mul", "aten::div") or len(node.sources) != 1 or node.writes:
+    if mismatch.numbers is None or node.op not in ("aten::mul", "aten::div") or node.writes:
+        return None
+    if len(node.sources) > 1 and (_factor(node) is None or (node.op == "aten::div" and _factor(node) != 0)):
         return None
     cut, dense = mismatch.numbers if node.op == "aten::mul" else mismatch.numbers[::-1]
     return dense / cut if cut and 0 < dense / cut < math.inf else None
+
+
+def _factor(node: Node) -> int | None:
+    """The position of what a node multiplies with a number, which may itself be a tensor."""
+    if len(node.sources) == 1:
+        return 0
+    numbers = [isinstance(c, torch.Tensor) and c.numel() == 1 for c in node.constants[:2]]
+    return numbers.index(False) if numbers.count(True) == 1 else None
 
 
 class Readers:
@@ -142,7 +152,7 @@ def _memory(tensor: torch.Tensor) -> int:
 def _rows_behind(readers: Readers, node: Node, numbers: set[int]) -> tuple[dict[str, torch.Tensor], set[int]]:
     """The rows that what is multiplied at a node comes from, and the numbers at which all of them end."""
     record = readers.record
-    weight, target = _weight_behind(record, node.sources[0])
+    weight, target = _weight_behind(record, node.sources[_factor(node) or 0])
     places = torch.arange(1.0, len(readers.tensor(weight)) + 1)
     reached = _flow(readers, {weight: places}, upto=target[0]).get(target)
     if reached is None or not bool(distinct(reached).all()):
@@ -196,7 +206,7 @@ def _flow(
         if all(m is None for m in marks):
             continue
         if index in numbers:
-            found[index, -1] = uniform(marks[0])
+            found[index, -1] = uniform(marks[_factor(node) or 0])
             continue
         for output, out in enumerate(across(node, marks, checks=upto is None)):
             if out is not None and bool(distinct(out).any()):

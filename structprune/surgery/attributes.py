@@ -18,6 +18,7 @@ from structprune.surgery.cut import AttributeChange, Cut
 
 # Objects within objects are looked into this far: a config in a config.
 _DEEPEST = 3
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 # Smaller numbers equal a width by chance: kernels, strides, counts of blocks.
 _WIDE = 8
 _HELD: dict[type[nn.Module], frozenset[str]] = {
@@ -167,7 +168,7 @@ def stale_sizes(model: nn.Module, cut: Cut, shapes: Mapping[str, Sequence[int]])
 def _sizes_in(path: str, prefix: str, names: dict[str, Any], found: list[HeldSize], seen: set[int], depth: int) -> None:
     for key, value in names.items():
         name = f"{prefix}.{key}" if prefix else key
-        if not isinstance(key, str) or key.startswith("_") or not key.isidentifier():
+        if not isinstance(key, str) or key in _OF_EVERY_MODULE or not key.isidentifier():
             continue
         if _is_size(value):
             found.append(HeldSize(path, name, None, value))
@@ -244,6 +245,24 @@ def write_held(module: nn.Module, name: str, value: Any) -> None:
     else:
         # Past a setter that would check or derive: the object holds the size under this name.
         vars(owner)[last] = value
+    if _is_made_of_its_state(module):
+        _make_again(module)
+
+
+def _is_made_of_its_state(module: nn.Module) -> bool:
+    """Whether a module without tensors says itself what it is made of, and makes the rest of that (einops' layers)."""
+    ours = all(getattr(type(module), n, None) is not getattr(nn.Module, n, None) for n in _STATE)
+    return ours and not (module._parameters or module._buffers or module._modules)
+
+
+_STATE = ("__getstate__", "__setstate__")
+
+
+def _make_again(module: nn.Module) -> None:
+    """Compute what a module derives from its sizes anew, its hooks and its mode aside."""
+    fresh = object.__new__(type(module))
+    fresh.__setstate__(module.__getstate__())  # type: ignore[no-untyped-call]
+    vars(module).update({name: value for name, value in vars(fresh).items() if name not in _OF_EVERY_MODULE})
 
 
 def _is_size(value: Any) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from structprune.errors import ModelError, PlanError
 from structprune.graph.slices import Ids
-from structprune.meta.replica import TensorMap, duplicate, is_kept_by_device, like_parameter, named_tensors, walk
+from structprune.meta.replica import TensorMap, duplicate, held_tensors, is_kept_by_device, like_parameter, walk
 from structprune.surgery.attributes import read_held, write_held
 from structprune.surgery.cut import AttributeChange, Cut
 from structprune.surgery.optimizer_state import cut_states
@@ -48,6 +50,8 @@ def cut_copy(model: nn.Module, cut: Cut) -> nn.Module:
     def cut_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
         kept = cut.kept.get(name, _NO_CUT)
         twin = like_parameter(tensor, cut_values(name, tensor, cut))
+        if not tensor.is_leaf:
+            return twin  # computed by a forward, and kept as an attribute
         if tensor.grad is not None:
             twin.grad = _with_gain(name, sliced(tensor.grad, kept), cut, -1)
         _copy_hooks(tensor, twin)
@@ -69,7 +73,8 @@ def filled_copy(model: nn.Module, attributes: Iterable[AttributeChange], value: 
 
     def fill(name: str, tensor: torch.Tensor) -> torch.Tensor:
         twin = like_parameter(tensor, value(name, tensor))
-        _copy_hooks(tensor, twin)
+        if tensor.is_leaf:
+            _copy_hooks(tensor, twin)
         return twin
 
     copied = duplicate(model, fill, _cloned)
@@ -81,12 +86,23 @@ def _cloned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
 
 
-def cut_in_place(model: nn.Module, cut: Cut, optimizer: torch.optim.Optimizer | None = None) -> None:
+def cut_in_place(
+    model: nn.Module,
+    cut: Cut,
+    optimizer: torch.optim.Optimizer | None = None,
+    marks: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Cut a model itself, and the state of its optimizer. The parameters stay the same objects.
 
-    On any error nothing has changed.
+    All or nothing: wherever it is interrupted, the model and the optimizer are as they were, or cut whole.
+
+    Args:
+        model: The model.
+        cut: What goes, and what changes besides.
+        optimizer: The optimizer that trains the model.
+        marks: Attributes that the cut model gets.
     """
-    tensors, modules = named_tensors(model), dict(walk(model))
+    tensors, modules = held_tensors(model), dict(walk(model))
     states = cut_states(optimizer, tensors, cut) if optimizer is not None else []
     _check_unused(tensors[name] for name in cut.changed)
     # All that can fail for want of memory happens before the first change.
@@ -94,29 +110,50 @@ def cut_in_place(model: nn.Module, cut: Cut, optimizer: torch.optim.Optimizer | 
     grads = {
         name: _with_gain(name, sliced(grad, cut.kept.get(name, _NO_CUT)), cut, -1)
         for name in cut.changed
-        if (grad := tensors[name].grad) is not None
+        if tensors[name].is_leaf and (grad := tensors[name].grad) is not None
     }
-    undo: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
-    changed: list[AttributeChange] = []
+    plain = _plain_attributes(modules.values())
+    tables = [table for module in modules.values() for table in vars(module).values() if is_kept_by_device(table)]
+    # How to take back each change: noted before it is made.
+    undo: list[Callable[[], Any]] = []
     try:
         for name, data in new.items():
             tensor = tensors[name]
-            undo.append((tensor, tensor.data, tensor.grad))
-            _replace(tensor, data, grads.get(name))
+            for held, attribute in plain.get(id(tensor), ()):
+                undo.append(partial(held.__setitem__, attribute, tensor))
+                held[attribute] = data
+            if id(tensor) not in plain:
+                undo.append(partial(_replace, tensor, tensor.data, tensor.grad))
+                _replace(tensor, data, grads.get(name))
         for change in cut.attributes:
-            changed.append(change)
-            _set_attribute(module_at(model, modules, change.module), change)
+            module = module_at(model, modules, change.module)
+            undo.append(partial(write_held, module, change.name, read_held(module, change.name)))
+            _set_attribute(module, change)
+        for state, key, value in states:
+            undo.append(partial(state.__setitem__, key, state[key]))
+            state[key] = value
+        for table in tables:
+            undo.append(partial(table.update, dict(table)))
+            table.clear()
+        for mark, said in marks.items():
+            before = vars(model).get(mark)
+            undo.append(partial(setattr, model, mark, before) if before else partial(vars(model).pop, mark, None))
+            setattr(model, mark, said)
     except BaseException:
-        for tensor, data, grad in undo:
-            _replace(tensor, data, grad)
-        set_attributes(model, [AttributeChange(c.module, c.name, c.new, c.old) for c in changed])
+        for take_back in reversed(undo):
+            take_back()
         raise
-    for state, key, value in states:
-        state[key] = value
-    for _, module in walk(model):
-        for table in vars(module).values():
-            if is_kept_by_device(table):
-                table.clear()
+
+
+def _plain_attributes(modules: Iterable[nn.Module]) -> dict[int, list[tuple[dict[str, Any], str]]]:
+    """Where modules hold tensors as plain attributes, by tensor: others may hold it too, so that it is not written."""
+    found: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for module in modules:
+        held = vars(module)
+        for name, value in held.items():
+            if type(value) is torch.Tensor:
+                found.setdefault(id(value), []).append((held, name))
+    return found
 
 
 def _check_unused(tensors: Iterable[torch.Tensor]) -> None:

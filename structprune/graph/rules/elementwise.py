@@ -9,6 +9,7 @@ import torch
 from structprune.graph.call import Call
 from structprune.graph.operators import rule
 from structprune.graph.slices import Ids, Labels
+from structprune.meta.watch import LEAVES
 
 _UNARY = """
     abs acos acosh alias angle asin asinh atan atanh bernoulli bitwise_not ceil celu clamp clamp_max clamp_min
@@ -77,6 +78,13 @@ def meet(call: Call, tensors: Sequence[torch.Tensor], out_shape: Sequence[int]) 
 def leaves_the_tracer(call: Call) -> list[Labels]:
     """What becomes a Python number is lost from sight."""
     call.freeze_all("is read by Python code")
+    return []
+
+
+@rule(LEAVES)
+def leaves_pytorch(call: Call) -> list[Labels]:
+    """What other code does with a tensor's memory is not seen."""
+    call.freeze_all(f"leaves PyTorch through {call['how']}")
     return []
 
 
