@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.support.wild import (  # noqa: F401  (each registers its blocks)
+    algebra,
     attention,
+    composition,
     einops_blocks,
     graphs,
     images,
@@ -21,6 +23,7 @@ from tests.support.wild import (  # noqa: F401  (each registers its blocks)
     python,
     recurrent,
     routing,
+    sizes,
     weights,
 )
 from tests.support.wild.containers import CONTAINERS
