@@ -15,6 +15,7 @@ from structprune.errors import (
     StructPruneError,
     TraceError,
     UntracedParameterError,
+    VerificationError,
 )
 from structprune.graph.groups import DependencyGraph, Group
 from structprune.hub.fit import ConfigChange, fit_config
@@ -26,8 +27,8 @@ from structprune.measure.runner import LatencyOptions
 from structprune.plan.options import PruningOptions
 from structprune.plan.plan import Plan, plan_of
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
-from structprune.proof import Proof, prove
 from structprune.recalibration import recalibrate
+from structprune.verify.proof import Proof, prove
 
 __all__ = [
     "CheckpointError",
@@ -54,6 +55,7 @@ __all__ = [
     "StructPruneError",
     "TraceError",
     "UntracedParameterError",
+    "VerificationError",
     "compare",
     "count_flops",
     "demo",

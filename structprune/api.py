@@ -21,6 +21,7 @@ from structprune.plan.plan import Plan
 from structprune.planning import make_plan
 from structprune.resolve.resolution import resolve
 from structprune.surgery.optimizer_state import check_optimizer
+from structprune.verify.verification import Verify, read_verify
 
 
 def prune_model(
@@ -31,6 +32,7 @@ def prune_model(
     example_inputs: Any = None,
     inplace: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
+    verify: Verify = "auto",
     **options: Unpack[PruningOptions],
 ) -> nn.Module:
     """Remove the weakest channels of a model for good: by weight magnitude and without data, unless told otherwise.
@@ -48,13 +50,17 @@ def prune_model(
         inplace: Cut ``model`` itself; its parameters stay the same objects.
         optimizer: With ``inplace``: the optimizer that trains the model; its state (momentum, moments) is cut
             along, so that training goes on.
+        verify: Whether the pruned model has to give what the dense one gives with those channels masked, on numbers:
+            ``"auto"`` where that costs little (a note of the plan says where it was not done), ``True`` or ``False``.
+            See ``Plan.apply``.
         **options: See ``PruningOptions``.
 
     Returns:
         The pruned model, an ordinary module of the same class. With ratio 0 an equal copy.
 
     Raises:
-        StructPruneError: A subclass says what was wrong; the model is as it was.
+        VerificationError: The pruned model would give something else.
+        StructPruneError: Another subclass says what was wrong; in any case the model is as it was.
 
     Examples:
         >>> import structprune
@@ -63,8 +69,9 @@ def prune_model(
         2048
     """
     check_optimizer(optimizer, inplace)  # planning takes a while
+    read_verify(verify)
     plan = plan_pruning(model, ratio, granularity, example_inputs=example_inputs, **options)
-    return plan.apply(model, inplace=inplace, optimizer=optimizer)
+    return plan.apply(model, inplace=inplace, optimizer=optimizer, verify=verify)
 
 
 def plan_pruning(

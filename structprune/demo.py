@@ -66,8 +66,9 @@ class ResNet50(nn.Module):
 
 
 def resnet50(num_classes: int = 1000) -> ResNet50:
-    """A ResNet-50 with random weights; load torchvision's with ``load_state_dict``."""
-    return ResNet50(num_classes)
+    """A ResNet-50 with random weights, in evaluation mode; load torchvision's with ``load_state_dict``."""
+    # As a pretrained network is used: a forward in training mode would move its batch norms' statistics.
+    return ResNet50(num_classes).eval()
 
 
 def _stage(inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:

@@ -15,6 +15,7 @@ __all__ = [
     "StructPruneError",
     "TraceError",
     "UntracedParameterError",
+    "VerificationError",
 ]
 
 
@@ -43,6 +44,10 @@ class TraceError(StructPruneError):
 
 class UntracedParameterError(TraceError):
     """A parameter that no traced forward read has a size that the cut would change."""
+
+
+class VerificationError(StructPruneError):
+    """A cut network does not give what the dense one gives with those channels masked; the model is as it was."""
 
 
 class NothingToPruneError(StructPruneError):

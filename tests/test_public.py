@@ -15,13 +15,14 @@ NAMES = [
     "CheckpointError", "Comparison", "ConfigChange", "DependencyGraph", "FlopCount", "Group", "GroupPlan", "InputError",
     "Latency", "LatencyOptions", "Measured", "ModelError", "ModuleCost", "NothingToPruneError", "OptionError", "Plan",
     "PlanError", "Proof", "PruningOptions", "Sensitivity", "Stage", "StructPruneError", "TraceError",
-    "UntracedParameterError", "compare", "count_flops", "demo", "fit_config", "load", "measure_latency", "plan_of",
-    "plan_pruning", "prove", "prune_checkpoint", "prune_model", "recalibrate", "save", "trace",
+    "UntracedParameterError", "VerificationError", "compare", "count_flops", "demo", "fit_config", "load",
+    "measure_latency", "plan_of", "plan_pruning", "prove", "prune_checkpoint", "prune_model", "recalibrate", "save",
+    "trace",
 ]  # fmt: skip
 
 # Every package may import those before it; the order of the data.
 LAYERS = (
-    "errors inputs meta measure graph surgery resolve plan planning checkpoint proof recalibration hub api demo"
+    "errors inputs meta measure graph surgery resolve plan planning checkpoint verify recalibration hub api demo"
 ).split()
 
 

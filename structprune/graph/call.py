@@ -63,6 +63,12 @@ class Call:
         self.node = node
         self.out = out
 
+    def of_values(self, written: Sequence[torch.Tensor]) -> Call:
+        """The call without the tensors that it writes its results into (``out=``), which come last."""
+        count = len(self._tensors) - len(written)
+        arguments = self._operator, self._arguments, self._tensors[:count], self._values[:count]
+        return Call(self._recorder, *arguments, self.node, self.out)
+
     def __getitem__(self, name: str) -> Any:
         """The argument called ``name`` in the operator's schema, or its default."""
         if name in self._arguments:

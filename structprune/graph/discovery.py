@@ -18,7 +18,7 @@ from structprune.meta.signature import tensors_of
 T = TypeVar("T")
 Readings = Mapping[str, tuple[str, ...]]
 # What a run itself leaves in a node's memory, beside what its rule remembers.
-RAN = ("decided", "number")
+RAN = ("decided", "number", "drawn")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Discovery:
         if not self.on_meta:
             # Copies: an operator that writes in place may come later.
             node.memory["decided"] = [None if is_float(t) else t.clone() for t in tensors_of(out)]
+            if torch.Tag.nondeterministic_seeded in op.func.tags:
+                node.memory["drawn"] = [t.clone() for t in tensors_of(out)]
             if not isinstance(out, (torch.Tensor, tuple, list)):
                 node.memory["number"] = out
         return out

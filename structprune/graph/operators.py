@@ -99,7 +99,7 @@ def operator(func: Any) -> Operator:
                 for a in arguments
                 if a.name not in _SIZES | _PLACES and a.name not in _SIZES_OF.get(plain.name, ())
             ),
-            None if plain.out_variant else _RULES.get(plain.name),
+            _RULES.get(plain.name),
             plain.name in _AMBIGUOUS,
         )
     return known

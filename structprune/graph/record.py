@@ -140,6 +140,7 @@ class Node:
         asked: What its rule saw, without values: the rule can be asked again under other readings.
         is_leaf: Whether no operator made its tensor: a parameter, a buffer, an input or a constant.
         not_filled: Its tensors, by position, that lie in memory which no operator filled.
+        fails: Whether it raised an error, and the model's code went on.
     """
 
     index: int
@@ -172,6 +173,7 @@ class Node:
     asked: Asked | None = None
     is_leaf: bool = False
     not_filled: tuple[int, ...] = ()
+    fails: bool = False
 
     @property
     def where(self) -> str:

@@ -39,6 +39,9 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
     for old in dense.nodes:
         node = Node(old.index, old.op, old.module, old.parents, old.parametric, old.shapes, is_leaf=old.is_leaf)
         record.nodes.append(node)
+        node.fails = old.fails
+        if old.fails:
+            continue
         if old.asked is None:
             name = old.op.removeprefix("parameter::")
             # An input is all unlabelled, whatever its rank.

@@ -39,6 +39,8 @@ class Session:
     Attributes:
         replica: The model on the meta device; where its forward reads values, a copy with its weights.
         calls: The calls by mode (``True``: training). A mode that cannot run is missing.
+        examples: The calls in evaluation as they were given, or inferred.
+        training_examples: The same in training, of two samples where one was given; empty if it does not run.
         notes: What the user should know about the trace.
     """
 
@@ -48,6 +50,7 @@ class Session:
         self.notes: list[str] = []
         self.calls: dict[bool, Invocations] = {}
         self.examples: Invocations = []
+        self.training_examples: Invocations = []
         self._recorded: list[Record] | None = None
         self._traced: tuple[Readings, tuple[SliceSpace, Coupling, list[Record]]] | None = None
         self._mode = False
@@ -155,6 +158,7 @@ class Session:
         if evaluated is None:
             raise InputError(not_inferred(self.replica, refused))
         self.examples, error = evaluated
+        self.training_examples = []
         self.calls = {False: [call.mapped(self._place) for call in self.examples]}
         self.notes.append(f"not traced in training mode: {brief(error)}")
         self._traced = self._recorded = None
@@ -168,8 +172,8 @@ class Session:
         self.examples = candidate
         placed = [call.mapped(self._place) for call in candidate]
         failure: tuple[bool, Exception] | None = None
-        for in_training in ([call.for_training() for call in placed], placed):
-            self.calls = {False: placed, True: in_training}
+        for self.training_examples in ([call.for_training() for call in candidate], candidate):
+            self.calls = {False: placed, True: [call.mapped(self._place) for call in self.training_examples]}
             self._traced = self._recorded = None
             try:
                 self.discover(Decisions())

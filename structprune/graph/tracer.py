@@ -24,7 +24,7 @@ from structprune.meta.formulas import is_counted, operator_flops
 from structprune.meta.forward import module_paths
 from structprune.meta.signature import tensors_among, tensors_of
 from structprune.meta.twins import Twins
-from structprune.meta.watch import Watch
+from structprune.meta.watch import LEAVES, Watch
 
 _OURS = str(Path(__file__).parent.parent)
 # Values this small are kept, so that a constant computed from a size can be compared with another.
@@ -84,6 +84,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._given: dict[int, torch.Tensor] = {}
         self._unfilled: dict[int, StorageWeakRef] = {}
         self._twins = Twins()
+        self._left = False
 
     def know(self, name: str, tensor: torch.Tensor, labels: Labels) -> None:
         """Give a parameter or buffer its labels."""
@@ -143,8 +144,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             node.places = places({**op.defaults, **arguments}, values[0].labels)
         if op.ambiguous:
             node.line = source_line()
+        self._left |= op.name == LEAVES
         self._observer.start(node)
-        out = self._observer.run(node, op, args, kwargs)
+        try:
+            out = self._observer.run(node, op, args, kwargs)
+        except Exception:
+            # The model's code may be prepared for it, and try something else.
+            node.fails = True
+            self._nodes.append(node)
+            raise
         results = tensors_of(out)
         node.returns_list = isinstance(out, (list, tuple))
         call = Call(self._observer, op, arguments, tensors, values, node, out)
@@ -196,9 +204,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return known[1]
         node = self._leaf("input", parametric=False)
         own = id(tensor) not in self._given
+        # Other code may have computed it from what left PyTorch before.
+        constant = own and not self._left
         self._observer.record.needs_watching |= own
-        self._observer.record.from_outside |= own and not lifted
-        value = Value((None,) * tensor.ndim, node.index, 0, False, self._run, own)
+        self._observer.record.from_outside |= own and not (lifted and constant)
+        value = Value((None,) * tensor.ndim, node.index, 0, False, self._run, constant)
         # Kept alive beside its value, so that its id is not given to another tensor.
         self._values[id(tensor)] = (tensor, value)
         return value
@@ -245,11 +255,22 @@ def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch
             call.freeze_all(f"{name.removeprefix('aten::')} has no rule")
         return [(None,) * t.ndim for t in results]
     try:
-        got = op.rule(call)
+        got = op.rule(call.of_values(results) if op.out_variant else call)
+        labels = got if isinstance(got, list) else [got]
+        if op.out_variant:
+            _write_out(call, results, labels)
     except Exception as error:
         return observer.rule_failed(call.node, error)
-    labels = got if isinstance(got, list) else [got]
     return labels + [(None,) * t.ndim for t in results[len(labels) :]]
+
+
+def _write_out(call: Call, results: list[torch.Tensor], labels: list[Labels]) -> None:
+    """``out=``: what an operator returns fills tensors that were there, which must have its size."""
+    for tensor, made in zip(results, labels, strict=False):
+        for dim, ids in enumerate(call.labels(tensor)):
+            call.couple(made[dim], ids, "is written into a tensor of fixed size")
+            if tensor._is_view():
+                call.freeze(ids, "is written into a part of another tensor")
 
 
 def _kept(tensor: torch.Tensor) -> Constant:

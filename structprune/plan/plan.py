@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class Plan:
         gains: What rows of weights and biases are multiplied with, an entry for each that stays, where code computes a
             number from a width, as attention does its scale: with the gains the number makes no difference.
         plain: Those among ``shapes`` that are no parameters or buffers but plain attributes of modules, and are cut.
+        examples: The calls that the model was traced with, to verify a cut by; the JSON of a plan leaves them out.
     """
 
     model: str
@@ -64,6 +65,7 @@ class Plan:
     scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     plain: tuple[str, ...] = ()
+    examples: tuple[Any, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def cut(self) -> Cut:
@@ -72,14 +74,26 @@ class Plan:
         return Cut(kept, self.attributes, _arrays(self.shifts), _arrays(self.scales), _arrays(self.gains))
 
     def apply(
-        self, model: nn.Module, *, inplace: bool = False, optimizer: torch.optim.Optimizer | None = None
+        self,
+        model: nn.Module,
+        *,
+        inplace: bool = False,
+        optimizer: torch.optim.Optimizer | None = None,
+        verify: Literal["auto"] | bool = "auto",
+        example_inputs: Any = None,
     ) -> nn.Module:
-        """Cut a model as planned.
+        """Cut a model as planned, and verify it.
 
         Args:
             model: A model with the parameter names and shapes that the plan was made for.
             inplace: Cut the model itself; its parameters stay the same objects.
             optimizer: With ``inplace``: the optimizer that trains the model, whose state is cut along.
+            verify: Whether the cut network has to give what the dense one gives with those channels masked, with the
+                weights of the model, on its device, in its dtype, in evaluation mode, for the example inputs.
+                ``"auto"``: where the model has values and both forwards together take at most 20 GMACs; else the
+                plan that the pruned model carries has a note.
+            example_inputs: What to verify with (default: what the plan was made with; after ``from_json`` they are
+                inferred).
 
         Returns:
             The pruned model: a copy, or ``model`` itself with ``inplace``. It carries the plan, after what it
@@ -89,20 +103,28 @@ class Plan:
             PlanError: The plan does not fit, or was applied to this model already; nothing changed.
             OptionError: The optimizer is not one of this model, or the model is not cut in place.
             ModelError: The optimizer holds a state that cannot be cut.
+            VerificationError: The cut network gives something else; the model is as it was.
         """
         with collection_paused():
             check_model(model)
             self.check_fits(model)
             check_optimizer(optimizer, inplace)
             # Before the cut: what is carried may be from another release.
-            carried = _whole(carried_plan(model), self).to_json()
-            if inplace:
-                cut_in_place(model, self.cut, optimizer, {CARRIED: carried} if self.kept else {})
+            carried = _whole(carried_plan(model), self)
+            pruned = None if inplace else cut_copy(model, self.cut)
+            unverified = Plan.verifies(self, model, pruned, verify, example_inputs)
+            if unverified:
+                carried = replace(carried, notes=(*carried.notes, unverified))
+            marks = {CARRIED: carried.to_json()} if self.kept else {}
+            if pruned is None:
+                cut_in_place(model, self.cut, optimizer, marks)
                 return model
-            pruned = cut_copy(model, self.cut)
-            if self.kept:
-                setattr(pruned, CARRIED, carried)
+            for name, said in marks.items():
+                setattr(pruned, name, said)
             return pruned
+
+    # ``structprune.verify`` runs networks and stands above plans: it puts its ``verify_cut`` here.
+    verifies: ClassVar[Callable[[Plan, nn.Module, nn.Module | None, Any, Any], str]]
 
     def then(self, second: Plan) -> Plan:
         """One plan for this cut and another one after it.

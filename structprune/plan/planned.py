@@ -20,8 +20,8 @@ Run = Callable[[Operator, Sequence[Any], dict[str, Any]], Any]
 class Planned(Discovery):
     """A run of the dense network that reads ambiguous operators as the plan must have: so that it tears no channel."""
 
-    def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan, run: Run) -> None:
-        super().__init__(space, coupling, {}, run, training=False)
+    def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan, run: Run, *, training: bool = False) -> None:
+        super().__init__(space, coupling, {}, run, training=training)
         self._gone = np.zeros(space.size, dtype=bool)
         for axis in space.axes:
             self._gone[axis.ids] = ~kept_along(plan, axis)

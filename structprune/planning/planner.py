@@ -87,7 +87,7 @@ class Planner:
             self._known = known or resolved
         plan = _plan(self._model, resolved, selections[id(resolved.graph)], settings)
         notes = (*self._ranking.notes, *_idle(settings, resolved.graph))
-        return replace(plan, notes=(*plan.notes, *notes)), resolved.graph
+        return replace(plan, notes=(*plan.notes, *notes), examples=tuple(self.examples)), resolved.graph
 
 
 def _idle(settings: Settings, graph: DependencyGraph) -> list[str]:

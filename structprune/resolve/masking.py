@@ -99,14 +99,22 @@ def filled(
 
 
 class MaskedRun:
-    """Runs operators for a replay, with the channels outside ``present`` masked."""
+    """Runs operators for a replay, with the channels outside ``present`` masked; ``keeps``: all that they return."""
 
-    def __init__(self, present: Mask) -> None:
+    def __init__(self, present: Mask, *, keeps: bool = False) -> None:
         self._present = present
+        self._keeps = keeps
         self.mixed: list[str] = []
+        self.kept: dict[int, Any] = {}
 
     def __call__(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run one operator; ``node`` is the dense network's run of it."""
+        out = self._run(node, op, args, kwargs)
+        if self._keeps:
+            self.kept[node.index] = [t.clone() for t in tensors_of(out)]
+        return out
+
+    def _run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         args, kwargs = in_double(args), in_double(kwargs)
         if node.operands:
             # One operand is enough: what is multiplied with zero is gone.

@@ -129,11 +129,15 @@ class Replay:
                 self.mismatch(dense, "writes into what was a copy in the dense network, and is none any more")
         try:
             out = self._run(dense or node, op, args, kwargs)
+            if dense is not None and dense.fails:
+                self.mismatch(dense, "fails in the dense network, and does not with other sizes")
         except Exception as error:
-            if dense is None or op.in_place:
+            if dense is None or op.in_place or dense.fails:
                 raise
             self.mismatch(dense, f"fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             return self._predicted(dense)
+        if dense is not None and "drawn" in dense.memory and not op.out_variant:
+            out = self._as_drawn(dense, op, args, out)
         if dense is not None and self._reads_values:
             out = self._as_decided(dense, op, out)
         if dense is not None:
@@ -158,6 +162,29 @@ class Replay:
             if known is not None and tuple(known.shape) == self.predicted_shape(output):
                 each[index] = each[index].copy_(known) if op.in_place else known.clone()
         return type(out)(each) if isinstance(out, (list, tuple)) else each[0]
+
+    def _as_drawn(self, dense: Node, op: Operator, args: Sequence[Any], out: Any) -> Any:
+        """The random numbers of the dense network, of the channels that are present: fewer would be others."""
+        each = list(out) if isinstance(out, (list, tuple)) else [out]
+        known = [self.present_of(t, o) for t, o in zip(dense.memory["drawn"], dense.outputs, strict=True)]
+        if [t.shape for t in each] != [t.shape for t in known]:
+            return out
+        if op.name == "aten::native_dropout":
+            kept, scale = known[1], 1 / (1 - float(args[1])) if args[1] < 1 else 0.0
+            return args[0] * kept * scale, kept
+        if args and isinstance(args[0], torch.Tensor) and not (op.in_place or op.name.endswith("_like")):
+            return out  # drawn from what an operand says
+        made = [o.copy_(t) for o, t in zip(each, known, strict=True)]
+        return type(out)(made) if isinstance(out, (list, tuple)) else made[0]
+
+    def present_of(self, tensor: torch.Tensor, output: Output) -> torch.Tensor:
+        """The channels of a dense network's tensor that are present."""
+        for dim, ids in enumerate(output.labels):
+            if ids is not None:
+                left = np.flatnonzero(self._present[ids])
+                if len(left) != tensor.shape[dim]:
+                    tensor = tensor.index_select(dim, torch.from_numpy(left).to(tensor.device))
+        return tensor
 
     def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
         """Compare the labels with the dense network's, and go on with those."""
@@ -202,6 +229,8 @@ class Replay:
 
     def foreseen_view(self) -> tuple[Node, tuple[int, ...]] | None:
         """The operator that comes next and the shape that it should return, if it only shapes a tensor anew."""
+        if self._matched is not None and self._matched.fails:
+            return None  # it fails in the dense network too, which tries something else
         for expected in self._expected[self._next :]:
             if _ALIKE.get(expected.op, expected.op) == "aten::view":
                 return expected, self.predicted_shape(expected.outputs[0])

@@ -1,0 +1,90 @@
+"""A run of the dense network, with its own weights, that masks the removed channels where contractions read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from structprune.graph.discovery import is_float
+from structprune.graph.operators import Operator
+from structprune.graph.record import Node, Operand
+from structprune.graph.slices import Coupling, Labels, SliceSpace
+from structprune.meta.formulas import is_counted
+from structprune.meta.signature import tensors_among, tensors_of
+from structprune.meta.watch import LEAVES
+from structprune.plan.plan import Plan
+from structprune.plan.planned import Planned
+from structprune.resolve.masking import filled
+
+
+class WritesWeightsError(Exception):
+    """The forward writes into a weight, whose memory is the user's."""
+
+
+class MaskedDense(Planned):
+    """Zeroes what is removed in the activations that enter a contraction: all that later ones read derives from there.
+
+    Attributes:
+        mixed: Operators that take a statistic over removed channels, which no mask takes back.
+        draws: Operators that draw random numbers.
+        decides: Whether integers or truth values are computed from numbers: a route, an order, a mask.
+        lent: The memory that the run must leave as it is: it raises ``WritesWeightsError`` before it would write.
+    """
+
+    def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan, labels: Mapping[str, Labels]) -> None:
+        super().__init__(space, coupling, plan, _run)
+        self.mixed: list[str] = []
+        self.draws: list[str] = []
+        self.decides = False
+        self.lent: frozenset[int] = frozenset()
+        self._of_weights = labels
+
+    def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run an operator on masked activations, if it contracts."""
+        if op.in_place or op.out_variant or op.name == LEAVES:
+            written = tensors_among((*args[:1], *(v for k, v in kwargs.items() if k not in op.settings)))
+            if any(tensor.untyped_storage()._cdata in self.lent for tensor in written):
+                raise WritesWeightsError
+        if torch.Tag.nondeterministic_seeded in op.func.tags:
+            self.draws.append(node.where)
+        if is_counted(op) and not node.parametric:
+            # One operand is enough: what is multiplied with zero is gone. Where the activation is a constant, which
+            # may shrink with what it meets, it is the weight.
+            activations = [not self.record.nodes[source].parametric for source, _ in node.sources]
+            masked = self._masked(node, [i for i, is_one in enumerate(activations) if is_one], args, kwargs)
+            weights = [i for i, is_one in enumerate(activations) if not is_one]
+            args, kwargs = masked or self._masked(node, weights, args, kwargs) or (args, kwargs)
+        out = super().run(node, op, args, kwargs)
+        if not self.decides and any(map(is_float, tensors_among((*args, *kwargs.values())))):
+            self.decides = not all(map(is_float, tensors_of(out))) or not isinstance(out, (torch.Tensor, tuple, list))
+        return out
+
+    def _masked(
+        self, node: Node, positions: Sequence[int], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Sequence[Any], dict[str, Any]] | None:
+        """The arguments with what is removed of some tensors set to zero; ``None`` if nothing is."""
+        found = False
+        for position in positions:
+            for dim, ids in enumerate(self._labels_of(*node.sources[position])):
+                if ids is not None and self.gone(ids).any():
+                    found = True
+                    args, kwargs = filled(args, kwargs, Operand(position, dim, ids), self.gone(ids), 0.0)
+        return (args, kwargs) if found else None
+
+    def _labels_of(self, source: int, output: int) -> Labels:
+        node = self.record.nodes[source]
+        if node.is_leaf:
+            return self._of_weights.get(node.op.removeprefix("parameter::"), ())
+        return node.outputs[output].labels
+
+    def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
+        """Note what masks cannot undo."""
+        if any(self.gone(operand.ids).any() for operand in node.mixed):
+            self.mixed.append(node.where)
+        return labels
+
+
+def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    return op.func(*args, **kwargs)

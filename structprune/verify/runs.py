@@ -1,0 +1,211 @@
+"""The same network three times under observation: dense, dense with the removed channels masked, and cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from structprune.errors import StructPruneError, brief
+from structprune.graph.record import Record
+from structprune.graph.session import follow, labels_of
+from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
+from structprune.inputs import Invocations
+from structprune.meta.replica import duplicate, held_tensors
+from structprune.meta.signature import tensors_of
+from structprune.plan.plan import Plan
+from structprune.plan.planned import Planned, kept_along
+from structprune.resolve.masking import MaskedRun, UnprovableError, run_in_double
+from structprune.resolve.replay import DivergenceError, Replay
+from structprune.surgery.slicing import equal_values
+
+
+class DiffersError(Exception):
+    """The cut network does something else than the dense one with fewer channels; the text says what and where."""
+
+
+class CannotCompareError(Exception):
+    """The runs say nothing about the cut; the text says why."""
+
+
+class Runs(NamedTuple):
+    """What the networks returned, the operators that mix channels, and the first one that differs, if it was asked for.
+
+    Those that mix channels were compared elementwise.
+    """
+
+    dense: list[torch.Tensor]
+    masked: list[torch.Tensor]
+    cut: list[torch.Tensor]
+    mixed: tuple[str, ...]
+    first: str = ""
+
+    @property
+    def scale(self) -> float:
+        """The largest output; 1 where all are 0."""
+        return max((float(t.abs().max()) for t in (*self.dense, *self.masked) if t.numel()), default=0.0) or 1.0
+
+    @property
+    def error(self) -> float:
+        """The largest difference between the masked and the cut network, on that scale."""
+        return max(map(distance, self.masked, self.cut), default=0.0) / self.scale
+
+    @property
+    def power(self) -> float:
+        """The largest change of the dense network's outputs by the masking, on that scale."""
+        return max(map(distance, self.masked, self.dense), default=0.0) / self.scale
+
+
+def compared(
+    model: nn.Module,
+    cut_of: Callable[[nn.Module], nn.Module],
+    plan: Plan,
+    calls: Invocations,
+    *,
+    training: bool = False,
+    locates: bool = False,
+) -> Runs:
+    """Run a network as it is and masked, then a cut one, in float64.
+
+    Args:
+        model: The dense network in float64. It is not changed.
+        cut_of: Makes the cut network of it; called once the dense one has run.
+        plan: What was cut.
+        calls: What to call both with.
+        training: In training mode; what is drawn by chance is drawn once.
+        locates: Find the first operator that differs, for which all that operators return is kept.
+
+    Raises:
+        DiffersError: The cut network does something else.
+        CannotCompareError: The dense network does not run so, or an operator cannot be compared.
+    """
+    space = SliceSpace()
+    coupling, labels = Coupling(space), labels_of(model, space)
+    try:
+        plain = follow(model, calls, Planned(space, coupling, plan, run_in_double, training=training), labels)
+    except StructPruneError:
+        raise
+    except Exception as error:
+        raise CannotCompareError(f"the dense model does not run in float64: {brief(error)}") from error
+    roots = coupling.roots()
+    present = left_by(plan, space, roots)
+    everything = np.ones_like(present)
+
+    masked_run, cut_run = MaskedRun(present, keeps=locates), MaskedRun(everything, keeps=locates)
+    masked = _replayed(model, calls, Replay(plain, space, roots, None, everything, masked_run), labels)
+    unmasked = plain
+    if masked_run.mixed:
+        # Surrogates stood in: the masking must be held against the unmasked network with surrogates.
+        replay = Replay(plain, space, roots, None, everything, MaskedRun(everything))
+        unmasked = _replayed(model, calls, replay, labels)
+
+    # Two networks in float64 beside the two that the user holds are much memory: one goes before the other runs,
+    # unless it has a cycle that only the garbage collector finds.
+    model = cut_of(model)
+    left: dict[str, Labels] = {
+        name: tuple(None if ids is None else ids[present[ids]] for ids in axes) for name, axes in labels.items()
+    }
+    # Another number where weights make up for it: whether they do is what the outputs say.
+    replay = Replay(plain, space, roots, None, present, cut_run, any_numbers=bool(plan.gains))
+    cut = _replayed(model, calls, replay, left)
+    first = _first(plain, masked_run, cut_run, replay) if locates else ""
+    runs = Runs(unmasked.results, masked.results, cut.results, tuple(dict.fromkeys(masked_run.mixed)), first)
+    check_shapes(runs.masked, runs.cut)
+    return runs
+
+
+def _first(plain: Record, masked: MaskedRun, cut: MaskedRun, replay: Replay) -> str:
+    """The first operator that returns something else in the cut network than in the masked one."""
+    for node in plain.nodes:
+        pairs = zip(tensors_of(masked.kept.get(node.index)), tensors_of(cut.kept.get(node.index)), strict=False)
+        for output, (whole, part) in zip(node.outputs, pairs, strict=False):
+            expected = replay.present_of(whole, output)
+            scale = float(expected.abs().max()) if expected.numel() else 0.0
+            if expected.shape != part.shape or distance(expected, part) > _APART * (scale or 1.0):
+                return node.where
+    return ""
+
+
+# Between float64 runs; rounding stays far below.
+_APART = 1e-6
+
+
+def cut_alike(pruned: nn.Module, dense: nn.Module, plan: Plan) -> nn.Module:
+    """The pruned network in float64, with the planned slices of other weights."""
+    weights, cut = held_tensors(dense), plan.cut
+
+    def same_slices(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        twin = equal_values(name, weights[name], cut)
+        return nn.Parameter(twin) if isinstance(tensor, nn.Parameter) else twin
+
+    return duplicate(pruned, same_slices, doubled)
+
+
+def doubled(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, in float64 or complex128 if it holds numbers that are computed with."""
+    if tensor.is_complex():
+        return tensor.detach().to(torch.complex128)
+    return tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()
+
+
+def check_shapes(masked: list[torch.Tensor], cut: list[torch.Tensor]) -> None:
+    """Refuse outputs that cannot be compared.
+
+    Raises:
+        DiffersError: They are not as many, or of other shapes.
+    """
+    shapes, others = ([list(t.shape) for t in tensors] for tensors in (masked, cut))
+    if shapes != others:
+        raise DiffersError(f"the outputs have other shapes: {others} where the dense network's are {shapes}")
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest absolute difference; NaN anywhere makes it NaN."""
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    return float((a.to(wide) - b.to(wide)).abs().max()) if a.numel() else 0.0
+
+
+def left_by(plan: Plan, space: SliceSpace, roots: Ids) -> Mask:
+    """The slices that stay, spread from the plan's axes over whole channels.
+
+    Raises:
+        DiffersError: The plan tears a channel.
+    """
+    gone = np.zeros(space.size, dtype=bool)
+    stays = np.zeros(space.size, dtype=bool)
+    for axis in space.axes:
+        mask = kept_along(plan, axis)
+        gone[roots[axis.ids[~mask]]] = True
+        stays[roots[axis.ids[mask]]] = True
+    torn = gone & stays
+    if torn.any():
+        axis = next(a for a in space.axes if torn[roots[a.ids]].any())
+        raise DiffersError(f"the plan removes some slices of a channel and keeps others, along {axis}")
+    present: Mask = ~gone[roots]
+    return present
+
+
+def is_finite(runs: Runs) -> bool:
+    """Whether the outputs are numbers."""
+    return math.isfinite(runs.scale)
+
+
+def _replayed(model: nn.Module, calls: Invocations, replay: Replay, labels: dict[str, Labels]) -> Record:
+    try:
+        record = follow(model, calls, replay, labels)
+    except StructPruneError:
+        raise
+    except DivergenceError as error:
+        raise DiffersError(str(error)) from error
+    except UnprovableError as error:
+        raise CannotCompareError(str(error)) from error
+    except Exception as error:
+        raise DiffersError(f"the code before {replay.upcoming().where} fails: {brief(error)}") from error
+    replay.end()
+    if replay.mismatches:
+        raise DiffersError(str(replay.mismatches[0]))
+    return record

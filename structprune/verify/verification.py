@@ -1,0 +1,266 @@
+"""Verification, with a model's own weights: what is handed out gives what the dense network gives, masked.
+
+First the dense network runs with the removed channels masked where contractions read them, as it is: on its device,
+in its dtype. What it returns is held against the plain forward of the cut network, which nothing observes. Where
+rounding may be what differs, or operators mix channels, both run again in float64, operator by operator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from structprune.errors import OptionError, StructPruneError, TraceError, VerificationError, brief
+from structprune.graph.outputs import output_tensors
+from structprune.graph.session import follow, has_values, labels_of, lent
+from structprune.graph.slices import Coupling, SliceSpace
+from structprune.inputs import Invocations, infer_inputs, read_inputs
+from structprune.meta.caches import undisturbed
+from structprune.meta.forward import running
+from structprune.meta.replica import duplicate, like_parameter
+from structprune.plan.plan import Plan
+from structprune.surgery.slicing import cut_copy
+from structprune.verify.masked import MaskedDense, WritesWeightsError
+from structprune.verify.runs import (
+    CannotCompareError,
+    DiffersError,
+    Runs,
+    check_shapes,
+    compared,
+    cut_alike,
+    distance,
+    doubled,
+    is_finite,
+    left_by,
+)
+
+Verify = Literal["auto"] | bool
+# "auto" verifies where the dense and the cut forward together take at most this many multiply-accumulates: about a
+# second on two CPU cores.
+MOST_MACS = 20_000_000_000
+# What rounding alone may make of the largest output. Above that, float64 tells rounding from a wrong cut.
+_SURELY_EQUAL = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+# In float64 more than this is no rounding.
+_EQUAL = 1e-7
+# Nor is this in any dtype, unless the network decides by values, and then rounding may decide otherwise.
+_GROSS = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 0.2, torch.bfloat16: 0.5}
+
+
+def read_verify(verify: Any) -> Verify:
+    """Check the option.
+
+    Raises:
+        OptionError: It is none of its values.
+    """
+    if isinstance(verify, bool):
+        return verify
+    if isinstance(verify, str) and verify == "auto":
+        return "auto"
+    raise OptionError(f"verify is {verify!r}; expected 'auto', True or False.")
+
+
+def verify_cut(plan: Plan, model: nn.Module, pruned: nn.Module | None, verify: Verify, example_inputs: Any) -> str:
+    """Verify what a plan makes of a model.
+
+    Args:
+        plan: What goes; it fits the model.
+        model: The dense model; it is not changed.
+        pruned: The cut copy, or ``None``: one is made.
+        verify: ``True``: or raise; ``"auto"``: where it costs little; ``False``: do not.
+        example_inputs: What to run both with (``None``: what the plan was made with, or what can be inferred).
+
+    Returns:
+        Why it was not verified, for a note; an empty string if it was, or was not to be.
+
+    Raises:
+        VerificationError: It is not what the plan says, or, with ``True``, that cannot be verified.
+    """
+    if verify is False or not plan.kept:
+        return ""
+    why = _why_not(plan, model) if verify == "auto" else ""
+    if not why:
+        try:
+            calls = _calls(plan, model, example_inputs)
+            if pruned is None or plan.shifts or plan.scales:
+                # What makes up for removed channels is no part of the masked network.
+                pruned = cut_copy(model, replace(plan.cut, shifts={}, scales={}))
+            _check(plan, model, pruned, calls)
+            return ""
+        except CannotCompareError as error:
+            why = str(error)
+    if verify is True:
+        raise VerificationError(
+            f"The cut of this {type(model).__name__} cannot be verified: {why}. The model is as it was; verify=False "
+            "prunes it all the same."
+        )
+    return f"not verified: {why}. verify=True insists, structprune.prove(model, pruned) is the thorough check"
+
+
+def _why_not(plan: Plan, model: nn.Module) -> str:
+    """Why ``"auto"`` lets it be."""
+    if not has_values(model):
+        return "the model is on the meta device and has no values"
+    macs = sum(plan.macs)
+    if macs > MOST_MACS:
+        return f"the two forwards take {macs / 1e9:,.0f} GMACs, more than the {MOST_MACS / 1e9:.0f} that 'auto' spends"
+    return ""
+
+
+def _calls(plan: Plan, model: nn.Module, example_inputs: Any) -> Invocations:
+    """What to run the networks with.
+
+    Raises:
+        CannotCompareError: Nothing is given, known or inferred that the model runs with.
+    """
+    if not has_values(model):
+        raise CannotCompareError("the model is on the meta device and has no values")
+    if example_inputs is not None or plan.examples:
+        return read_inputs(list(plan.examples) if example_inputs is None else example_inputs)
+    failed = "none could be inferred"
+    for calls in infer_inputs(model):
+        try:
+            _outputs(lent(model), calls)
+            return calls
+        except Exception as error:
+            failed = f"with inferred ones it fails ({brief(error)})"
+    raise CannotCompareError(f"there are no example inputs, and {failed}: give example_inputs")
+
+
+def _check(plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations) -> None:
+    """Hold the cut network against the masked dense one.
+
+    Raises:
+        VerificationError: It gives something else.
+        CannotCompareError: That cannot be said.
+    """
+    try:
+        try:
+            expected, observed = _masked_outputs(plan, dense, calls)
+        except WritesWeightsError:
+            dense, pruned = _copied(dense), _copied(pruned)
+            expected, observed = _masked_outputs(plan, dense, calls, writes=True)
+        got = _plain_outputs(pruned, calls)
+        check_shapes(expected, got)
+        error, dtype = _relative(expected, got), _lowest(expected)
+        if observed.mixed or not error <= _SURELY_EQUAL.get(dtype, 1e-5):
+            if not observed.mixed and not observed.decides and not error <= _GROSS.get(dtype, 1e-2):
+                raise DiffersError(f"the outputs differ by {error:.1e} of their scale")
+            _check_in_double(plan, dense, pruned, calls, observed)
+    except DiffersError as difference:
+        where = _first_difference(plan, dense, pruned, calls)
+        raise VerificationError(
+            f"The cut {type(dense).__name__} does not give what the dense one gives with those channels masked: "
+            f"{difference}{where}. The model is as it was. Code that structprune cannot follow (NumPy, a kernel of its "
+            "own, a branch on values or on the device) may read what was cut: ignore=[...] leaves modules alone, and "
+            "verify=False prunes all the same."
+        ) from difference
+
+
+def _check_in_double(
+    plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations, observed: MaskedDense
+) -> None:
+    """The same in float64, where operators that mix channels have a surrogate in both networks."""
+    runs = _in_double(plan, dense, pruned, calls)
+    if not is_finite(runs):
+        raise CannotCompareError(f"the largest output is {runs.scale}")
+    if not runs.error <= _EQUAL:
+        if observed.draws:
+            raise CannotCompareError(f"the forward draws random numbers ({observed.draws[0]})")
+        raise DiffersError(f"in float64 the outputs differ by {runs.error:.1e} of their scale")
+
+
+def _in_double(plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations, *, locates: bool = False) -> Runs:
+    double = duplicate(dense, lambda _name, tensor: like_parameter(tensor, doubled(tensor)), doubled)
+    calls = [call.mapped(doubled) for call in calls]
+    return compared(double, lambda model: cut_alike(pruned, model, plan), plan, calls, locates=locates)
+
+
+def _first_difference(plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations) -> str:
+    """Where the networks part, if they do so in float64 under observation."""
+    try:
+        first = _in_double(plan, dense, pruned, calls, locates=True).first
+    except DiffersError as error:
+        first = str(error)
+    except (CannotCompareError, StructPruneError):
+        first = ""
+    return f"; they part at {first}" if first else ""
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    return duplicate(model, lambda _name, tensor: like_parameter(tensor, tensor.detach().clone()), torch.clone)
+
+
+def _masked_outputs(
+    plan: Plan, dense: nn.Module, calls: Invocations, *, writes: bool = False
+) -> tuple[list[torch.Tensor], MaskedDense]:
+    """What the dense network returns with the removed channels masked, and what was seen on the way.
+
+    Raises:
+        WritesWeightsError: The forward writes into a weight, and it may not.
+    """
+    space = SliceSpace()
+    coupling, labels = Coupling(space), labels_of(dense, space)
+    observed = MaskedDense(space, coupling, plan, labels)
+    if not writes:
+        observed.lent = frozenset(t.untyped_storage()._cdata for t in dense.parameters())
+    try:
+        record = follow(dense, [call.mapped(torch.clone) for call in calls], observed, labels)
+    except TraceError as error:
+        raise CannotCompareError(brief(error)) from error
+    except (StructPruneError, WritesWeightsError):
+        raise
+    except Exception as error:
+        raise CannotCompareError(f"the dense model does not run with the example inputs: {brief(error)}") from error
+    if record.unknown:
+        names = ", ".join(name.removeprefix("aten::") for name in record.unknown)
+        raise CannotCompareError(f"channels reach operators without a rule here ({names})")
+    left_by(plan, space, coupling.roots())
+    return record.results, observed
+
+
+def _plain_outputs(pruned: nn.Module, calls: Invocations) -> list[torch.Tensor]:
+    """What the cut network returns by itself."""
+    try:
+        return _outputs(lent(pruned), [call.mapped(torch.clone) for call in calls])
+    except Exception as error:
+        raise DiffersError(f"the cut network fails: {brief(error)}") from error
+
+
+def _outputs(model: nn.Module, calls: Invocations) -> list[torch.Tensor]:
+    """The tensors that a copy returns in evaluation mode."""
+    with torch.no_grad(), running(model, training=False, decomposed=False), undisturbed(model):
+        return [tensor for call in calls for tensor in output_tensors(call(model)).tensors]
+
+
+def _relative(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
+    """The largest difference, divided by the largest expected output; one of integers is no rounding."""
+    pairs = [(a, b) for a, b in zip(expected, got, strict=True) if a.numel()]
+    if any(not _computed(a) and not torch.equal(a, b) for a, b in pairs):
+        return math.inf
+    both = [_without_alike(a, b) for a, b in pairs if _computed(a)]
+    scale = max((float(a.abs().max()) for a, _ in both if a.numel()), default=0.0) or 1.0
+    return max((distance(a, b) for a, b in both), default=0.0) / scale
+
+
+def _without_alike(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two tensors without the entries in which both are infinite or no number, and the same."""
+    apart = a.isfinite() | ~((a == b) | (a.isnan() & b.isnan()))
+    return (a, b) if bool(apart.all()) else (a[apart], b[apart])
+
+
+def _computed(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _lowest(tensors: Iterable[torch.Tensor]) -> torch.dtype:
+    """The dtype that rounds most among those of the outputs."""
+    known: Iterator[torch.dtype] = (t.dtype for t in tensors if t.dtype in _SURELY_EQUAL)
+    return max(known, key=_SURELY_EQUAL.__getitem__, default=torch.float32)
+
+
+Plan.verifies = staticmethod(verify_cut)
