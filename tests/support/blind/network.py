@@ -16,17 +16,23 @@ Tensor = torch.Tensor
 Middle = Callable[[Tensor], Tensor]
 WIDTH = 16
 BLIND: dict[str, Middle] = {}
+BESIDE = ("nothing", "a norm", "a value")
 
 
 class Blind(nn.Module):
-    def __init__(self, middle: str) -> None:
+    """What stands beside the middle changes how structprune follows and verifies the network."""
+
+    def __init__(self, middle: str, beside: str) -> None:
         super().__init__()
         self.first, self.second, self.last = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 12), nn.Linear(12, 4)
-        self.middle = middle
+        self.norm = nn.LayerNorm(12) if beside == "a norm" else nn.Identity()
+        self.middle, self.beside = middle, beside
 
     def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.first(x))
-        return self.last(torch.relu(self.second(BLIND[self.middle](h))))
+        h = self.second(BLIND[self.middle](torch.tanh(self.first(x))))
+        if self.beside == "a value" and float(h.abs().sum()) > 1e9:
+            h = -h
+        return self.last(torch.relu(self.norm(h)))
 
 
 def blind(middle: Middle) -> Middle:
@@ -35,9 +41,9 @@ def blind(middle: Middle) -> Middle:
     return middle
 
 
-def build(middle: str) -> nn.Module:
+def build(middle: str, beside: str = "nothing") -> nn.Module:
     """A network in float64 and evaluation mode, with another value in every place of its tensors."""
-    model = Blind(middle).double().eval()
+    model = Blind(middle, beside).double().eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         values = (torch.randperm(parameter.numel(), generator=generator) + 0.5) / parameter.numel() - 0.45

@@ -69,7 +69,9 @@ class RuntimeScale(HeadsBlock):
     def forward(self, x: Tensor) -> Tensor:
         b, t, _ = x.shape
         heads, _ = self.sizes()
-        q, k, v = (y.view(b, t, heads, y.shape[-1] // heads).transpose(1, 2) for y in (self.q(x), self.k(x), self.v(x)))
+        q, k, v = (
+            y.view(b, t, heads, y.shape[-1] // heads).transpose(1, 2) for y in (self.q(x), self.k(x), self.values(x))
+        )
         scores = q @ k.mT / k.shape[-1] ** 0.5
         return x + self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
