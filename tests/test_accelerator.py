@@ -97,3 +97,32 @@ class Stopping(nn.Module):
             if self.left < 0:
                 raise KeyboardInterrupt
         return self.model(x)
+
+
+class Steps(nn.Module):
+    """A recurrent layer and a cell in a forward that reads a value: both run on numbers, by the device's kernels."""
+
+    def __init__(self, layer: Any, cell: Any, **options: Any) -> None:
+        super().__init__()
+        self.layer, self.cell = layer(12, 32, batch_first=True, **options), cell(32, 32)
+        self.mix, self.head = nn.Linear(32, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = -x if x.abs().max() > 100 else x
+        state = None
+        for step in self.layer(x)[0].unbind(1):
+            state = self.cell(step, state)
+        return self.head(self.mix(state[0] if isinstance(state, tuple) else state).relu())
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bias": False}], ids=["one layer", "two layers"])
+@pytest.mark.parametrize(
+    ("layer", "cell"), [(nn.LSTM, nn.LSTMCell), (nn.GRU, nn.GRUCell), (nn.RNN, nn.RNNCell)], ids=["LSTM", "GRU", "RNN"]
+)
+def test_recurrent_layers_traced_by_value(layer: Any, cell: Any, options: dict[str, Any]) -> None:
+    model, x = Steps(layer, cell, **options).to(DEVICE), torch.randn(2, 5, 12, device=DEVICE)
+    assert structprune.trace(model, x).unknown_operators == {}
+    small: Any = structprune.prune_model(model, 0.5, example_inputs=x, round_to=1)
+    assert (small.layer.hidden_size, small.cell.input_size, small.cell.hidden_size) == (16, 16, 16)
+    proof = structprune.prove(model, small, x)
+    assert proof, str(proof)

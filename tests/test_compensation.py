@@ -41,7 +41,7 @@ def mean_of_relu(mean: Tensor, deviation: Tensor) -> Tensor:
 
 
 def test_means_from_batch_norms_are_those_of_the_rectified_gaussian() -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model: Any = statistics_set(
         nn.Sequential(
             nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU(),

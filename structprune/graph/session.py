@@ -13,6 +13,7 @@ from structprune.errors import InputError, StructPruneError, brief
 from structprune.graph.discovery import Decisions, Discovery, Readings
 from structprune.graph.flow import freeze_unread
 from structprune.graph.groups import DependencyGraph
+from structprune.graph.layers import couple_states
 from structprune.graph.outputs import output_tensors
 from structprune.graph.record import Record
 from structprune.graph.relabel import can_relabel, relabel
@@ -109,6 +110,7 @@ class Session:
     ) -> tuple[SliceSpace, Coupling, list[Record]]:
         space = SliceSpace()
         labels, coupling = labels_of(self.replica, space), Coupling(space)
+        couple_states(self.replica, labels, coupling)
         observers = [
             Discovery(
                 space,

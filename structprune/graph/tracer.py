@@ -22,6 +22,7 @@ from structprune.graph.record import LARGE, Asked, Constant, Node, Output, Recor
 from structprune.graph.slices import Ids, Labels
 from structprune.meta.formulas import is_counted, operator_flops
 from structprune.meta.forward import module_paths
+from structprune.meta.recurrent import unfused
 from structprune.meta.signature import tensors_among, tensors_of
 from structprune.meta.twins import Twins
 from structprune.meta.watch import LEAVES, Watch
@@ -85,6 +86,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._unfilled: dict[int, StorageWeakRef] = {}
         self._twins = Twins()
         self._left = False
+        self._computed: set[int] = set()
 
     def know(self, name: str, tensor: torch.Tensor, labels: Labels) -> None:
         """Give a parameter or buffer its labels."""
@@ -101,7 +103,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def forward(self, model: nn.Module, run: Callable[[], Any]) -> Any:
         """Call ``run`` with the modules of ``model`` under observation and return its result."""
         # The library may itself run without gradients; inference mode would hide the operators.
-        watch = Watch(self._device)
+        watch = Watch(self._nodes.__len__, self._device)
         watching = watch if self._observer.watches else nullcontext()
         with torch.no_grad(), module_paths(model, self._modules), watching, self:
             try:
@@ -124,6 +126,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _traced(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op = operator(func)
+        parts = unfused(op.name, args, kwargs)
+        if parts is not None:
+            with self:
+                return parts(*args, **kwargs)
         arguments = dict(zip(op.parameters, args, strict=False))
         arguments.update(kwargs)
         tensors = tensors_among(arguments.values())
@@ -158,16 +164,19 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         call = Call(self._observer, op, arguments, tensors, values, node, out)
         node.not_filled = self._not_filled(op, tensors, results)
         labels = apply_rule(self._observer, op, call, results)
-        constant = all([v.constant for v in values]) and op.name not in _UNFILLED and _DRAWN not in func.tags
+        constants = [self._is_constant(t, v) for t, v in zip(tensors, values, strict=True)]
+        constant = all(constants) and op.name not in _UNFILLED and _DRAWN not in func.tags
+        if op.in_place and constants:
+            constants[0] = constant  # it is looked at once it is written
         if self._observer.on_meta:
             node.asked = Asked(op, arguments, tensors, out)
-            known = tensors if op.name in _UNFILLED else (*tensors, *results)
-            node.constants = [None if t.is_meta else _kept(t) for t in known]
+            known = [*tensors, *results]
+            node.constants = [None if t.is_meta or self._is_unfilled(t) else _kept(t) for t in known]
         else:
             # To hold on to the values would take gigabytes.
             node.asked = Asked(op, *self._twins.of((arguments, tensors, out)))
-            node.constants = [_kept(t) if v.constant else None for t, v in zip(tensors, values, strict=True)]
-            node.constants += [_kept(t) if constant else None for t in results]
+            all_of_them = (*constants, *[constant] * len(results))
+            node.constants = [_kept(t) if c else None for t, c in zip((*tensors, *results), all_of_them, strict=True)]
         labels = self._observer.finish(node, out, labels)
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
@@ -185,7 +194,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 tensor._structprune = value  # type: ignore[attr-defined]
         if op.in_place and tensors and tensors[0]._is_view():
             self._rewritten[tensors[0].untyped_storage()._cdata] = node.index
+            if not constant:
+                self._computed.add(tensors[0].untyped_storage()._cdata)
         return out
+
+    def _is_constant(self, tensor: torch.Tensor, value: Value) -> bool:
+        """Whether a tensor is a constant, and so is all that was written into parts of its memory."""
+        return value.constant and not (self._computed and tensor.untyped_storage()._cdata in self._computed)
 
     def _value(self, tensor: torch.Tensor, *, lifted: bool = False) -> Value:
         known = self._values.get(id(tensor))
@@ -222,13 +237,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return ()
         found = []
         if self._unfilled and not op.func.is_view:
-            written = results if op.in_place or op.out_variant else []
+            written = {0} if op.in_place else set()
+            if op.out_variant:
+                written = set(range(len(tensors) - len(results), len(tensors)))
             for position, tensor in enumerate(tensors):
                 memory = tensor.untyped_storage()._cdata
                 if memory in self._unfilled and tensor.numel():
                     alive = not self._unfilled.pop(memory).expired()  # type: ignore[no-untyped-call]
-                    found += [position] if alive and not any(tensor is t for t in written) else []
+                    found += [position] if alive and position not in written else []
         return tuple(found)
+
+    def _is_unfilled(self, tensor: torch.Tensor) -> bool:
+        return bool(self._unfilled) and tensor.untyped_storage()._cdata in self._unfilled
 
     def _leaf(self, op: str, *, parametric: bool) -> Node:
         node = Node(len(self._nodes), op, "", (), parametric, [], is_leaf=True)

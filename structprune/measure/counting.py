@@ -69,6 +69,7 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.by_operator: Counter[str] = Counter()
         self.uncounted: Counter[str] = Counter()
         self.alive = _Alive()
+        self.ran = 0
         self._weights = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
 
     def hold(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -85,6 +86,7 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _counted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op = signature(func)
+        self.ran += 1
         out = run_on_meta(op, args, kwargs)
         tally = self.tallies.setdefault(self._path(), Tally())
         flops = operator_flops(op, args, kwargs, out)

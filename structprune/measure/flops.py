@@ -168,7 +168,7 @@ def _count(model: nn.Module, calls: Invocations, training: bool) -> FlopCount:
         undisturbed(replica),
         counting_modules(replica, mode.stack, training),
         torch.set_grad_enabled(training),
-        Watch(device_of(model)),
+        Watch(lambda: mode.ran, device_of(model)),
         mode,
     ):
         for call in on_meta:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ _FACTORIES = frozenset(
 )
 
 
+_WITHOUT_VALUES = frozenset(("aten::empty", "aten::empty_strided", "aten::empty_permuted"))
+
+
 def run_on_meta(op: Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run an operator without computing floats.
 
@@ -31,7 +34,13 @@ def run_on_meta(op: Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> A
     if not any(on_meta):
         if op.name in _FACTORIES and _asks_for_meta(kwargs) and _is_integer(op, args, kwargs):
             kwargs = {**kwargs, "device": torch.device("cpu")}
+        elif op.name in _WITHOUT_VALUES and not _is_integer(op, args, kwargs):
+            # What is written there later has no values either, and could not be written into memory that has some.
+            kwargs = {**kwargs, "device": torch.device("meta")}
         return op.func(*args, **kwargs)
+    by_numbers = _SHAPED_BY_NUMBERS.get(op.name)
+    if by_numbers is not None and not all(on_meta):
+        return by_numbers(*args, **kwargs)
     if not all(on_meta):
         args, kwargs = [_as_meta(a) for a in args], {k: _as_meta(v) for k, v in kwargs.items()}
         on_meta = [t.is_meta for t in tensors_among((*args, *kwargs.values()))]
@@ -40,6 +49,16 @@ def run_on_meta(op: Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> A
         shaper = (IN_PLACE_SHAPERS if op.in_place else SHAPERS).get(op.name)
         out = shaper(args, kwargs) if shaper is not None else None
     return op.func(*args, **kwargs) if out is None else out
+
+
+def _packed(x: torch.Tensor, lengths: torch.Tensor, batch_first: bool) -> Any:
+    """``_pack_padded_sequence``: the lengths say how many sequences each step has left."""
+    counts = torch._pack_padded_sequence(torch.empty(x.shape[:2]), lengths, batch_first)[1]
+    return torch.empty((int(lengths.sum()), *x.shape[2:]), dtype=x.dtype, device="meta"), counts
+
+
+# Operators whose result has a shape that integers among their operands say.
+_SHAPED_BY_NUMBERS: dict[str, Callable[..., Any]] = {"aten::_pack_padded_sequence": _packed}
 
 
 def _as_meta(value: Any) -> Any:

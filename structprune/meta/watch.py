@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 # The operator that a run sees where a tensor's memory is handed to what is no operator: NumPy, a kernel in C or Triton.
 LEAVES = "structprune::leaves"
@@ -48,14 +50,16 @@ class Watch(TorchFunctionMode):
     that code which asks takes the way that it takes there.
 
     Args:
+        ran: Counts the operators that have run.
         device: Where the user's model is, if the run is one of a copy on the meta device.
 
     Attributes:
         noticed: Whether any of this happened: runs that are compared with this one have to be watched too.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, ran: Callable[[], int], device: torch.device | None = None) -> None:
         super().__init__()
+        self._ran = ran
         self.noticed = False
         # An object of its own, known again where code hands on what it was answered.
         self._device = None if device is None else torch.device(device.type, device.index)
@@ -68,9 +72,12 @@ class Watch(TorchFunctionMode):
         if "device" in kwargs and self._is_theirs(kwargs["device"]):
             kwargs = {**kwargs, "device": torch.device("meta")}
         if func not in _SPECIAL:
-            return func(*args, **kwargs)
+            return self._call(func, args, kwargs)
         if func in _LEAVING:
             self.noticed = True
+            if func is torch.Tensor.data_ptr and args[0].is_meta:
+                # It would be 0, and a kernel that reads from there would end the process.
+                raise NotImplementedError("data_ptr() of a tensor on the meta device, which has no values")
             torch.ops.structprune.leaves(args[0], _LEAVING[func])
         elif func in _MADE_OF_NUMBERS:
             if _is_meta(kwargs.get("device")):
@@ -81,6 +88,21 @@ class Watch(TorchFunctionMode):
         elif self._device is not None:
             return self._at_home(self._device, func, args, kwargs)
         return func(*args, **kwargs)
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function; some want all their tensors on one device before any operator runs.
+
+        What a forward made on the CPU, where it would be beside the model, follows the model to the meta device there.
+        """
+        before = self._ran()
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:
+            if self._ran() > before or not _on_two_devices((args, kwargs)):
+                raise
+            self.noticed = True
+            args, kwargs = tree_map_only(torch.Tensor, _beside_the_model, (args, kwargs))
+            return func(*args, **kwargs)
 
     def _at_home(self, device: torch.device, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a function about devices does where the user's model is."""
@@ -105,6 +127,16 @@ class Watch(TorchFunctionMode):
         if self._device is None or not _is_device(device):
             return False
         return device is self._device or (self._device.type != "cpu" and _same(device, self._device))
+
+
+def _on_two_devices(values: Any) -> bool:
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    return any(t.is_meta for t in tensors) and any(t.is_cpu and t.is_floating_point() for t in tensors)
+
+
+def _beside_the_model(tensor: torch.Tensor) -> torch.Tensor:
+    # By an operator, so that a tracer sees where its channels go.
+    return tensor.to("meta") if tensor.is_cpu and tensor.is_floating_point() else tensor
 
 
 def _is_device(value: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from structprune.graph.groups import DependencyGraph
+from structprune.graph.layers import StoredNames
 from structprune.graph.record import SizeHeld, Stretch, Tie
 from structprune.graph.slices import Mask
 from structprune.meta.replica import walk
@@ -51,12 +52,14 @@ def layer_changes(model: nn.Module, graph: DependencyGraph, present: Mask) -> tu
                     new = _followed(held, known.new if known else held, size, present)
                     if new is not None and new != held:
                         changes[node.module, size.name] = AttributeChange(node.module, size.name, held, new)
+    stored = StoredNames(model)
     for path, module in modules.items():
         for name, (tensor, dim, slices) in _sizes_by_axes(module).items():
-            axes = graph.space.by_tensor.get(f"{path}.{tensor}" if path else tensor)
-            if axes is None:
-                continue  # tied to another layer's: the trial says whether that can shrink
-            old, new = read_held(module, name), int(present[axes[dim].ids].sum()) // slices
+            axes = graph.space.by_tensor.get(stored.of(module, path, tensor) or "")
+            old = read_held(module, name)
+            if axes is None or axes[dim].size != old * slices:
+                continue  # computed in a way of its own: the trial says whether it can shrink
+            new = int(present[axes[dim].ids].sum()) // slices
             if new != old:
                 changes[path, name] = AttributeChange(path, name, old, new)
     return tuple(changes.values())
@@ -80,6 +83,8 @@ def _sizes_by_axes(module: nn.Module) -> dict[str, tuple[str, int, int]]:
         if module.proj_size:
             sizes |= {"hidden_size": ("weight_hr_l0", 1, 1), "proj_size": ("weight_hr_l0", 0, 1)}
         return sizes
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": ("weight_ih", 1, 1), "hidden_size": ("weight_hh", 1, 1)}
     if isinstance(module, nn.Transformer):
         return {"d_model": ("decoder.layers.0.self_attn.in_proj_weight", 1, 1)}
     return {}
@@ -135,7 +140,9 @@ def held_sizes(model: nn.Module) -> list[HeldSize]:
     found: list[HeldSize] = []
     seen: set[int] = set()
     for path, module in walk(model):
-        if not type(module).__module__.startswith("torch.nn."):
+        # Other layers of torch.nn have the table above, and a kernel size equals a width by chance; this one hands its
+        # shape to no operator.
+        if not type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.RMSNorm):
             _sizes_in(path, "", vars(module), found, seen, 0)
     return found
 

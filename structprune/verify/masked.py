@@ -49,7 +49,7 @@ class MaskedDense(Planned):
                 raise WritesWeightsError
         if torch.Tag.nondeterministic_seeded in op.func.tags:
             self.draws.append(node.where)
-        if is_counted(op) and not node.parametric:
+        if is_counted(op):
             # One operand is enough: what is multiplied with zero is gone. Where the activation is a constant, which
             # may shrink with what it meets, it is the weight.
             activations = [not self.record.nodes[source].parametric for source, _ in node.sources]

@@ -499,6 +499,12 @@ INDEXING = [
     Case("index by mask", lambda x: x[torch.tensor([True, False, True, True])], X, ("0.1", "0.2")),
     Case("index by mask over two dims", lambda x: x[torch.ones(4, 6, dtype=torch.bool)], X, ("0.2",)),
     Case("embedding", lambda w: F.embedding(indices(3, 2), w), ((8, 6),), ("0.1",)),
+    Case(
+        "_pack_padded_sequence",
+        lambda x: torch._VF._pack_padded_sequence(x, torch.tensor([6, 4, 4, 2]), True)[0],
+        X,
+        ("0.2",),
+    ),
     Case("gather", lambda x: x.gather(1, indices(4, 2, 5)), X, ()),
     Case("scatter", lambda x: x.scatter(1, indices(4, 2, 5), 1.0), X, ()),
     Case("scatter_add", lambda x, y: x.scatter_add(1, indices(4, 6, 5), y), PAIR, ()),
@@ -509,7 +515,24 @@ INDEXING = [
     Case("masked_scatter", lambda x, y: x.masked_scatter(fixed(6, 5) > 0.5, y), PAIR, ()),
 ]
 
-CASES = [*ELEMENTWISE, *CONTRACTION, *NORMALISATION, *REDUCTION, *SPATIAL, *MOVEMENT, *PIECES, *CREATION, *INDEXING]
+OUTSIDE = [
+    Case("structprune::leaves", lambda x: (torch.ops.structprune.leaves(x, "a test"), x * 2)[1], X, ()),
+    Case("out=", lambda x, y: torch.mul(x, y, out=torch.empty_like(x)), PAIR, PAIRED),
+    Case("view.dtype", lambda x: x.contiguous().view(torch.uint8), X, ("0.0", "0.1")),
+]
+
+CASES = [
+    *ELEMENTWISE,
+    *CONTRACTION,
+    *NORMALISATION,
+    *REDUCTION,
+    *SPATIAL,
+    *MOVEMENT,
+    *PIECES,
+    *CREATION,
+    *INDEXING,
+    *OUTSIDE,
+]
 
 # Operators that only other devices' backends run; their schemas are those of tested ones.
 OTHER_DEVICES = {

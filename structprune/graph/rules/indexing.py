@@ -67,6 +67,15 @@ def advanced_index(call: Call) -> Labels:
     return (*made, *(ids for d, ids in enumerate(labels) if d not in covered))
 
 
+@rule("_pack_padded_sequence")
+def pack(call: Call) -> list[Labels]:
+    """The steps of several sequences one behind the other, by their lengths: what each step holds passes."""
+    x, lengths = call.tensors
+    for ids in (*call.labels(x)[:2], *call.labels(lengths)):
+        call.freeze(ids, "is a dimension of sequences or steps")
+    return [(None, *call.labels(x)[2:]), (None,)]
+
+
 @rule("embedding")
 def embedding(call: Call) -> Labels:
     """Rows of a table; the width of the rows is a produced channel."""

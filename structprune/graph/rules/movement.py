@@ -20,6 +20,8 @@ Block = tuple[tuple[int, ...], tuple[int, ...]]
 def view(call: Call) -> Labels:
     """Merge and split dimensions. Where one that shrinks is split, any of its parts may shrink."""
     x = call["self"]
+    if "dtype" in call:
+        return _as_dtype(call, x)
     blocks = call.remember("blocks", dimension_blocks(call.shape(x), call.out_shape()))
     labels: list[Ids | None] = [None] * call.out.ndim
     for inputs, outputs in blocks:
@@ -28,6 +30,15 @@ def view(call: Call) -> Labels:
         for dim, ids in zip(outputs, _block(call, x, inputs, outputs), strict=True):
             labels[dim] = ids
     return tuple(labels)
+
+
+def _as_dtype(call: Call, x: torch.Tensor) -> Labels:
+    """The same memory as numbers of another kind, which may be more or fewer along the last dimension."""
+    labels = call.labels(x)
+    if labels and x.element_size() != call.out.element_size():
+        call.freeze(labels[-1], "is read as numbers of another size")
+        return (*labels[:-1], None)
+    return labels
 
 
 def _block(call: Call, x: torch.Tensor, inputs: Sequence[int], outputs: Sequence[int]) -> list[Ids | None]:
