@@ -16,11 +16,10 @@ Tensor = torch.Tensor
 Middle = Callable[[Tensor], Tensor]
 WIDTH = 16
 BLIND: dict[str, Middle] = {}
-BESIDE = ("nothing", "a norm", "a value")
 
 
 class Blind(nn.Module):
-    """What stands beside the middle changes how structprune follows and verifies the network."""
+    """What stands beside the middle ("a norm", "a value" or nothing) changes how the network is followed and verified."""
 
     def __init__(self, middle: str, beside: str) -> None:
         super().__init__()
