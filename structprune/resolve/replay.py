@@ -159,11 +159,14 @@ class Replay:
         Its values are others where it mixes channels, and a branch, a route or a size that depends on
         them would be another, too.
         """
+        constant = [c is not None for c in dense.constants]  # what is made of sizes is compared instead
         if "number" in dense.memory:
-            return dense.memory["number"]
+            return out if constant and all(constant) else dense.memory["number"]
         decided = dense.memory.get("decided", [])
         each = list(out) if isinstance(out, (list, tuple)) else [out]
         for index, (known, output) in enumerate(zip(decided, dense.outputs, strict=False)):
+            if any(constant[len(dense.sources) :]):
+                break
             if known is not None and tuple(known.shape) == self.predicted_shape(output):
                 each[index] = each[index].copy_(known) if op.in_place else known.clone()
         return type(out)(each) if isinstance(out, (list, tuple)) else each[0]

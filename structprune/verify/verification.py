@@ -8,6 +8,7 @@ rounding may be what differs, or operators mix channels, both run again in float
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -233,9 +234,10 @@ def _plain_outputs(pruned: nn.Module, calls: Invocations) -> list[torch.Tensor]:
 
 
 def _outputs(model: nn.Module, calls: Invocations) -> list[torch.Tensor]:
-    """The tensors that a copy returns in evaluation mode."""
-    with torch.no_grad(), running(model, training=False, decomposed=False), undisturbed(model):
-        return [tensor for call in calls for tensor in output_tensors(call(model)).tensors]
+    """The tensors that a copy returns in evaluation mode; whether gradients are recorded is the caller's wish."""
+    with warnings.catch_warnings(), running(model, training=False, decomposed=False), undisturbed(model):
+        warnings.simplefilter("ignore")  # the user's own calls say it
+        return [tensor.detach() for call in calls for tensor in output_tensors(call(model)).tensors]
 
 
 def _relative(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
