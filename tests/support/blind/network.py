@@ -19,7 +19,7 @@ BLIND: dict[str, Middle] = {}
 
 
 class Blind(nn.Module):
-    """What stands beside the middle ("a norm", "a value" or nothing) changes how the network is followed and verified."""
+    """What stands beside the middle ("a norm", "a value" or nothing) changes how it is followed and verified."""
 
     def __init__(self, middle: str, beside: str) -> None:
         super().__init__()

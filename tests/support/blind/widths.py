@@ -71,12 +71,6 @@ def width_through_numpy_beside_a_value(h: Tensor) -> Tensor:
 
 
 @blind
-def width_through_counting_beside_a_value(h: Tensor) -> Tensor:
-    h = h / torch.isfinite(h).sum(-1, keepdim=True)
-    return -h if bool((h > 1e9).any()) else h
-
-
-@blind
 def width_through_a_full_tensor_beside_a_value(h: Tensor) -> Tensor:
     h = h * torch.full((1,), 1 / h.shape[-1], dtype=h.dtype)
     return -h if bool(h.isnan().any()) else h
