@@ -93,7 +93,7 @@ def plan_pruning(
     """
     check_model(model)
     weights = named_tensors(model)
-    return make_plan(model, weights, read_settings(ratio, granularity, list(weights), options), example_inputs)
+    return make_plan(model, weights, read_settings(ratio, granularity, model, options), example_inputs)
 
 
 def trace(model: nn.Module, example_inputs: Any = None) -> DependencyGraph:

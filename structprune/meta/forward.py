@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from structprune.inputs import Invocations, misread
 from structprune.meta.replica import walk
 
 
@@ -127,8 +128,11 @@ def reads_values(error: BaseException) -> bool:
     return "meta" in str(error).lower() or isinstance(error, NotImplementedError)
 
 
-def way_on(error: BaseException) -> str:
-    """What to do about a forward that failed on the meta device."""
+def way_on(error: BaseException, calls: Invocations) -> str:
+    """What to do about a forward that failed on the meta device with these calls."""
+    hint = misread(calls)
+    if hint and not reads_values(error):
+        return hint
     if reads_values(error):
         return (
             "Its forward reads the values of floating-point tensors (.item(), .numpy(), a branch, a boolean mask), "

@@ -18,7 +18,8 @@ from structprune.meta.replica import named_tensors
 from structprune.plan.budget import Selection, select
 from structprune.plan.costs import costs_of
 from structprune.plan.importance import Ranking, name_of, ranking_of
-from structprune.plan.options import Settings, matches
+from structprune.plan.options import Settings
+from structprune.plan.patterns import matches
 from structprune.plan.plan import Plan
 from structprune.plan.sensitivity import GroupPlan
 from structprune.plan.strata import eligible_groups
