@@ -231,6 +231,43 @@ def test_nothing_to_prune_says_why_and_what_to_do() -> None:
         structprune.prune_model(model, 0.5, example_inputs=IMAGE)
 
 
+def normalised(norm: Callable[[nn.Module], nn.Module], whole: bool) -> nn.Module:
+    last = nn.Linear(16, 12)
+    layers = [norm(nn.Linear(8, 16)), nn.ReLU(), norm(last) if whole else last, nn.ReLU(), nn.Linear(12, 4)]
+    return nn.Sequential(*layers)
+
+
+HOOK, PARAMETRISED = nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm
+TAKEN_OFF: list[tuple[Any, str, Callable[[Any], Any]]] = [
+    (HOOK, r"torch.nn.utils.remove_spectral_norm\(module\)", nn.utils.remove_spectral_norm),
+    (
+        PARAMETRISED,
+        r"torch.nn.utils.parametrize.remove_parametrizations\(module, \"weight\"\)",
+        lambda module: nn.utils.parametrize.remove_parametrizations(module, "weight"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("norm", "way", "take_off"), TAKEN_OFF)
+def test_spectral_norm_says_how_to_take_it_off(norm: Any, way: str, take_off: Callable[[Any], Any]) -> None:
+    x = torch.randn(2, 8)
+    options: dict[str, Any] = {"example_inputs": x, "keep_representation": False, "round_to": 1}
+    with pytest.raises(
+        NothingToPruneError, match=rf"weights of 0, 2 by a number .* take it off first \({way}\), prune"
+    ):
+        structprune.prune_model(normalised(norm, True), 0.5, **options)
+    partly: Any = normalised(norm, False)
+    small = structprune.prune_model(partly, 0.5, **options)
+    proof = structprune.prove(partly, small, x)
+    assert proof, str(proof)
+    assert small[2].out_features == 6 and small[0].out_features == 16  # type: ignore[index, union-attr]
+    assert any("spectral norm divides the weights of 0 by" in note for note in structprune.plan_of(small).notes)
+    take_off(partly[0])
+    small = structprune.prune_model(partly, 0.5, **options)
+    assert structprune.prove(partly, small, x) and small[0].out_features == 8  # type: ignore[index, union-attr]
+    norm(small[0])(x)  # type: ignore[index]
+
+
 class Runs(TinyResNet):
     """Must not run: what is wrong is known before."""
 
