@@ -155,7 +155,7 @@ class Session:
             refused.append(f"{', '.join(map(str, candidate))}: {brief(error)}")
             if given:
                 raise InputError(
-                    f"{self.model_name} does not run with the example inputs {refused[-1]}. {way_on(error)}"
+                    f"{self.model_name} does not run with the example inputs {refused[-1]}. {way_on(error, candidate)}"
                 ) from error
         if evaluated is None:
             raise InputError(not_inferred(self.replica, refused))
