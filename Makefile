@@ -5,11 +5,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LIBRARIES := .venv-libraries
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 # torchvision's wheel asks for the torch it was built with, and timm for torchvision; their Python code runs beside any.
 WITHOUT_NEEDS := torchvision==0.28.0 timm==1.0.31
 
-.PHONY: demo test lint types unit zoo bench transfer docs clean
+.PHONY: demo test lint types unit zoo wild hostile libraries bench transfer docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m structprune.report.demo
@@ -31,6 +32,18 @@ unit: $(VENV)/.test-installed
 zoo: $(VENV)/.test-installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --jobs 2 --markdown docs/zoo.md
 
+# A thousand random networks; half an hour.
+wild: $(VENV)/.test-installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.wild --count 1000 --jobs 2 --markdown docs/wild-networks.md
+
+# Files that mean harm, each in a process of its own; a quarter of an hour, on Linux.
+hostile: $(VENV)/.test-installed
+	$(BIN)/python -m tests.hostile --count 324 --markdown docs/hostile-files.md
+
+# Architectures from other libraries, in an environment of their own; hours, goes on where it was stopped.
+libraries: $(LIBRARIES)/.installed
+	OMP_NUM_THREADS=1 $(LIBRARIES)/bin/python -m tests.libraries --markdown docs/libraries.md
+
 bench: $(VENV)/.test-installed
 	$(BIN)/python -m tests.bench.planning --markdown build/bench/1-planning.md
 	$(BIN)/python -m tests.bench.comparison --markdown build/bench/2-comparison.md
@@ -47,7 +60,7 @@ docs: $(VENV)/.test-installed
 	$(BIN)/mkdocs build --strict --config-file docs/config/mkdocs.yml
 
 clean:
-	rm -rf $(VENV) build site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LIBRARIES) build site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -60,4 +73,10 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml .ci/constraints.txt
 $(VENV)/.test-installed: $(VENV)/.installed
 	$(PIP) --no-deps $(WITHOUT_NEEDS)
 	$(PIP) --editable '.[test]'
+	touch $@
+
+$(LIBRARIES)/.installed: pyproject.toml tests/libraries/requirements.txt .ci/constraints.txt
+	$(PYTHON) -m venv $(LIBRARIES)
+	$(LIBRARIES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable .
+	$(LIBRARIES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/libraries/requirements.txt
 	touch $@

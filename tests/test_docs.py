@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import structprune
 from structprune import transfer
@@ -142,3 +143,20 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert [n for n in structprune.__all__ if n != "demo" and f'id="structprune.{n}"' not in api] == []
     assert (site / "figures" / "residual-block.svg").exists()
     assert not (site / "config").exists()
+
+
+def test_the_first_lines_of_the_readme_do_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    code = (ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    said = re.search(r"print\(structprune.prove\(model, small\)\)  # .*: (proved: .*)$", code, re.MULTILINE)
+    assert said is not None and capsys.readouterr().out.startswith(said[1])
+    assert "# (1, 1000)" in code and names["small"](torch.randn(1, 3, 224, 224)).shape == (1, 1000)
+    assert not any("not verified" in note for note in structprune.plan_of(names["small"]).notes)
+    assert sum(p.numel() for p in names["small"].parameters()) < sum(p.numel() for p in names["model"].parameters())
+
+
+def test_the_readme_counts_the_hostile_files_as_they_were_tried() -> None:
+    tried = re.search(r"\*\*(\d+) of \1 were right", (DOCS / "hostile-files.md").read_text())
+    counted = re.search(r"\[(\d+) hostile files\]", (ROOT / "README.md").read_text())
+    assert tried is not None and counted is not None and tried[1] == counted[1]
