@@ -15,6 +15,7 @@ from structprune.graph.session import Session
 from structprune.graph.slices import Mask
 from structprune.meta.forward import collection_paused
 from structprune.meta.replica import held_tensors
+from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.budget import select
 from structprune.plan.options import Granularity, PruningOptions, Ratio, Settings, read_settings
 from structprune.plan.plan import Plan
@@ -24,6 +25,7 @@ from structprune.surgery.optimizer_state import check_optimizer
 from structprune.verify.verification import Verify, read_verify
 
 
+@ordinary_tensors()
 def prune_model(
     model: nn.Module,
     ratio: Ratio | None = None,
@@ -74,6 +76,7 @@ def prune_model(
     return plan.apply(model, inplace=inplace, optimizer=optimizer, verify=verify)
 
 
+@ordinary_tensors()
 def plan_pruning(
     model: nn.Module,
     ratio: Ratio | None = None,
@@ -103,6 +106,7 @@ def plan_pruning(
     return make_plan(model, weights, read_settings(ratio, granularity, list(weights), options), example_inputs)
 
 
+@ordinary_tensors()
 def trace(model: nn.Module, example_inputs: Any = None) -> DependencyGraph:
     """Find out which slices of a model's tensors can only leave together, and which must stay.
 

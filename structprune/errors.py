@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
 
 __all__ = [
     "CheckpointError",
@@ -66,6 +72,32 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence on an unknown name: ", did you mean …?" with the nearest ones, or a full stop."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f", did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
+
+
+class _Words(reprlib.Repr):
+    """Values as a message has them: short, and without the numbers of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 100
+
+    def repr1(self, x: Any, level: int) -> str:
+        if isinstance(x, (torch.Tensor, np.ndarray)):
+            kind = "tensor" if isinstance(x, torch.Tensor) else "NumPy array"
+            return f"a {kind} of {str(x.dtype).removeprefix('torch.')}{list(x.shape)}"
+        if isinstance(x, nn.Module):
+            return f"a {type(x).__name__} (a module)"
+        if isinstance(x, type):
+            return f"the class {x.__name__}"
+        return super().repr1(x, level)
+
+
+_WORDS = _Words()
+
+
+def described(value: Any) -> str:
+    """A user's value in a message: shape and dtype of a tensor, the class of a module, else a short ``repr``."""
+    return _WORDS.repr(value)
 
 
 def brief(error: BaseException) -> str:

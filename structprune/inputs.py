@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,17 +74,39 @@ def read_inputs(example_inputs: Any) -> Invocations:
     if isinstance(example_inputs, Invocation):
         return [example_inputs]
     if isinstance(example_inputs, torch.Tensor):
-        return [Invocation((example_inputs,))]
+        return [Invocation((example_inputs,)).mapped(_with_numbers)]
     if isinstance(example_inputs, tuple):
-        return [Invocation(example_inputs)]
+        return [Invocation(example_inputs).mapped(_with_numbers)]
     if isinstance(example_inputs, dict):
-        return [Invocation((), dict(example_inputs))]
+        return [Invocation((), dict(example_inputs)).mapped(_with_numbers)]
     if callable(example_inputs):
         return [Invocation(function=example_inputs)]
     raise InputError(
         f"example_inputs is a {type(example_inputs).__name__}; expected a tensor, a tuple of arguments, a dict of "
         "keyword arguments, a list of such calls, or a callable model -> output."
     )
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor only pretends to be on its device."""
+    # Nobody holds one where that module was never imported, and importing it takes a while.
+    known = sys.modules.get("torch._subclasses.fake_tensor")
+    return known is not None and isinstance(tensor, known.FakeTensor)
+
+
+def _with_numbers(tensor: torch.Tensor) -> torch.Tensor:
+    """Zeros for a float that has a shape only; integers are read.
+
+    Raises:
+        InputError: An integer tensor has no numbers.
+    """
+    if not is_fake(tensor):
+        return tensor
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise InputError(
+            f"example_inputs holds a FakeTensor of {describe(tensor)}: integers are read, give them as a real tensor."
+        )
+    return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def infer_inputs(model: nn.Module) -> Iterator[Invocations]:

@@ -10,8 +10,10 @@ from torch import nn
 
 from structprune.errors import InputError, ModelError, OptionError, brief
 from structprune.inputs import read_inputs
+from structprune.meta.surroundings import ordinary_tensors
 
 
+@ordinary_tensors()
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """Estimate the running statistics of batch norms again, from a few batches.
 

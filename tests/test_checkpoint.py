@@ -20,6 +20,7 @@ from torch import nn
 import structprune
 from structprune import CheckpointError, Plan, PlanError, StructPruneError
 from structprune.checkpoint.contents import DIGEST, PLAN
+from structprune.checkpoint.writing import in_place_of
 from structprune.meta.replica import named_tensors
 from tests.bench import files, sharded
 from tests.support.small import IMAGE, Table, TinyResNet, chain
@@ -582,3 +583,34 @@ def test_one_file_is_pruned_too(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "pruned") == ["model.safetensors"]
     loaded = structprune.load(tmp_path / "pruned", chain(16, 16).eval())
     assert torch.equal(loaded(IMAGE), plan.apply(model)(IMAGE))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells the names of open files by Linux's table")
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_takes_a_place_is_on_the_disk_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    """After a loss of power a file is whole, the old or the new one: contents, then the name, then the folder."""
+    events: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name.split(".")[-1])
+        sync(handle)
+
+    def replaced(source: Any, target: Any) -> None:
+        events.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    with in_place_of(tmp_path / "made") as partial:
+        if folder:
+            partial.mkdir()
+            (partial / "1.part").write_text("one")
+            (partial / "2.part").write_text("two")
+        else:
+            partial.write_text("all")
+    inside = ["part", "part"] if folder else []
+    assert events == [*inside, "partial", "replace", tmp_path.name]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

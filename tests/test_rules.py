@@ -15,6 +15,8 @@ from structprune.graph.slices import Ids, Labels
 from tests.support.contract import Case, check_case
 from tests.support.rule_cases import CASES, OTHER_DEVICES
 
+pytestmark = pytest.mark.filterwarnings("ignore:index_reduce.. is in beta")
+
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_contract(case: Case) -> None:

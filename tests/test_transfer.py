@@ -106,7 +106,7 @@ def test_updates(make: Any, each: int) -> None:
 
 def run(**options: Any) -> LearningCurve:
     torch.manual_seed(0)
-    return finetune(network(), TASK, budget_flops=2e9, batch_size=BATCH, **options)
+    return finetune(network(), TASK, **{"budget_flops": 2e9, "batch_size": BATCH, **options})
 
 
 def test_a_budget_is_spent_and_not_more() -> None:
@@ -143,6 +143,27 @@ def test_an_interrupted_run_goes_on_to_the_same_curve(tmp_path: Path) -> None:
     assert str(run(schedule=until(2.0), checkpoint=tmp_path / "a.ckpt")) == str(whole)
     with pytest.raises(OptionError, match=r"is of a run with budget_flops=2e\+09, this one has 1e\+09"):
         finetune(network(), TASK, budget_flops=1e9, checkpoint=tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("left", [0, 3, 100, 0.5, 0.999, "zeros"])
+def test_a_checkpoint_that_was_cut_short_begins_anew(tmp_path: Path, left: Any) -> None:
+    path = tmp_path / "a.ckpt"
+    whole = run(checkpoint=path, budget_flops=1e8)
+    content = path.read_bytes()
+    short = content[: int(left * len(content)) if isinstance(left, float) else left] if left != "zeros" else bytes(4096)
+    path.write_bytes(short)
+    assert str(run(checkpoint=path, budget_flops=1e8)) == str(whole)
+    assert path.stat().st_size == len(content)
+
+
+@pytest.mark.parametrize("other", ["text", {"weight": torch.zeros(2)}, [1]])
+def test_a_file_that_is_no_checkpoint_is_left_alone(tmp_path: Path, other: Any) -> None:
+    path = tmp_path / "mine"
+    path.write_text(other) if isinstance(other, str) else torch.save(other, path)
+    content = path.read_bytes()
+    with pytest.raises(OptionError, match=r"mine is no checkpoint of finetune.*: give another file"):
+        run(checkpoint=path, budget_flops=1e8)
+    assert path.read_bytes() == content
 
 
 def test_the_head_alone() -> None:
@@ -213,8 +234,9 @@ class Counting(ThreadPoolExecutor):
 def swept(executor: Executor, store: Path | None, **options: Any) -> Frontier:
     torch.manual_seed(0)
     options = {"ratios": [0, 0.5], "granularities": ["filter", "channel"], "seeds": [0, 1], **options}
+    options = {"budget_flops": 1e9, **options}
     return sweep(
-        network(), [TASK], budget_flops=1e9, executor=executor, store=store, batch_size=BATCH,
+        network(), [TASK], executor=executor, store=store, batch_size=BATCH,
         example_inputs=torch.zeros(1, 1, 8, 8), pruning={"round_to": 1}, **options,
     )  # fmt: skip
 
@@ -231,6 +253,29 @@ def test_a_sweep_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert again.to_json() == whole.to_json() and executor.jobs <= 6
     last = Counting()
     assert swept(last, tmp_path).to_json() == whole.to_json() and last.jobs == 0
+
+
+DAMAGES: list[tuple[str, Any]] = [
+    ("cut short", lambda content: content[: len(content) // 2]),
+    ("empty", lambda content: b""),
+    ("zeros", lambda content: bytes(len(content))),
+    ("no text", lambda content: b"\xff" + content),
+    ("another document", lambda content: b"[1, 2]"),
+    ("nested", lambda content: b"[" * 100_000),
+    ("half a curve", lambda content: b'{"curve": {"task": "halves"}}'),
+    ("neither", lambda content: b'{"job": {}}'),
+]
+
+
+@pytest.mark.parametrize("damage", [how for _, how in DAMAGES], ids=[name for name, _ in DAMAGES])
+def test_a_result_that_is_damaged_is_made_again(tmp_path: Path, damage: Any) -> None:
+    options: dict[str, Any] = {"granularities": ["filter"], "seeds": [0], "budget_flops": 1e8}
+    whole = swept(Counting(), tmp_path, **options)
+    result = sorted(tmp_path.glob("*.json"))[0]
+    result.write_bytes(damage(result.read_bytes()))
+    (tmp_path / "shared.pt").write_bytes(b"PK")
+    executor = Counting()
+    assert swept(executor, tmp_path, **options).to_json() == whole.to_json() and executor.jobs == 1
 
 
 def test_a_run_that_fails_does_not_end_the_others() -> None:

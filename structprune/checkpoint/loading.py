@@ -25,11 +25,13 @@ from structprune.checkpoint.reading import TensorFiles
 from structprune.errors import CheckpointError, PlanError
 from structprune.graph.checks import check_model
 from structprune.meta.replica import is_kept_by_device, walk
+from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import CARRIED, Plan
 from structprune.surgery.selection import sliced
 from structprune.surgery.slicing import filled_copy
 
 
+@ordinary_tensors()
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Read a pruned model from a file of ``structprune.save`` or a folder of ``structprune.prune_checkpoint``.
 

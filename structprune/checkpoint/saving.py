@@ -17,9 +17,11 @@ from structprune.checkpoint.writing import DTYPES, Entry, in_place_of, write_ten
 from structprune.errors import CheckpointError
 from structprune.graph.checks import check_model
 from structprune.meta.replica import is_sparse_buffer, named_tensors
+from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import Plan, plan_of
 
 
+@ordinary_tensors()
 def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a pruned model to a safetensors file, with its plan in the metadata.
 

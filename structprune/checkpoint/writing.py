@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -99,13 +99,21 @@ def _header(names: list[str], entries: Mapping[str, Entry], metadata: Mapping[st
 def in_place_of(path: Path) -> Iterator[Path]:
     """A name beside ``path`` to write under, a file or a folder, which takes its place if all goes well.
 
+    What was written is on the disk before it gets the name: after a loss of power ``path`` is the old or the new one.
+
     Raises:
         CheckpointError: Something cannot be written; ``path`` is as it was.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
+        for written in _below(partial):
+            _sync(written)
         os.replace(partial, path)
+        if hasattr(os, "O_DIRECTORY"):
+            # Some file systems sync no folders, and what is in place already is no failure.
+            with suppress(OSError):
+                _sync(path.parent)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written ({error}).") from error
     finally:
@@ -113,3 +121,23 @@ def in_place_of(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """A file, or what a folder holds and then itself, where folders can be synced."""
+    if not path.is_dir():
+        yield path
+        return
+    for inside in sorted(path.iterdir()):
+        yield from _below(inside)
+    if hasattr(os, "O_DIRECTORY"):
+        yield path
+
+
+def _sync(path: Path) -> None:
+    """Have a file or a folder on the disk itself."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

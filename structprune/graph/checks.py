@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from structprune.errors import ModelError
+from structprune.inputs import is_fake
 from structprune.meta.replica import named_tensors, walk
 
 
@@ -36,6 +37,11 @@ def check_model(model: Any) -> None:
     for name, tensor in tensors.items():
         if torch.nn.parameter.is_lazy(tensor):
             raise ModelError(f"{name} is lazy: run the model once, so that its shapes are known, then prune it.")
+        if is_fake(tensor):
+            raise ModelError(
+                f"{name} is a FakeTensor, which has a shape and no numbers: load the weights first. A model without "
+                "weights is made under torch.device('meta'), and takes the plan of a copy that has them (Plan.apply)."
+            )
         if tensor.is_quantized:
             raise ModelError(f"{name} is quantised: prune the model first, then quantise it.")
         if is_traceable_wrapper_subclass(tensor):

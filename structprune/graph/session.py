@@ -202,6 +202,7 @@ def follow(
     *,
     spoil: bool = False,
     device: torch.device | None = None,
+    decomposed: bool = True,
 ) -> Record:
     """Run calls of a model under an observer and return the record, its outputs frozen.
 
@@ -213,6 +214,7 @@ def follow(
         labels: The slices of its tensors.
         spoil: The model is not needed any more: run it itself.
         device: For a copy on the meta device: where the user's model is.
+        decomposed: Run attention as the operators that it is made of.
     """
     if not spoil:
         model = lent(model)
@@ -221,7 +223,7 @@ def follow(
     for name, tensor in held_tensors(model).items():
         tracer.know(name, tensor, labels[name])
     held: list[tuple[int, int, Labels]] = []
-    with running(model, record.training), undisturbed(model):
+    with running(model, record.training, decomposed=decomposed), undisturbed(model):
         for call in calls:
             tracer.give((call.args, call.kwargs))
             out = tracer.forward(model, partial(call, model))

@@ -11,17 +11,19 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch._ops import HigherOrderOperator
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import structprune.graph.rules  # noqa: F401  (importing them registers them)
+from structprune.errors import TraceError
 from structprune.graph.call import Call, Recorder
 from structprune.graph.operators import Operator, operator
 from structprune.graph.record import LARGE, Asked, Constant, Node, Output, Record, Value
 from structprune.graph.slices import Ids, Labels
 from structprune.meta.formulas import is_counted, operator_flops
-from structprune.meta.forward import module_paths
+from structprune.meta.forward import module_paths, unseen
 from structprune.meta.recurrent import unfused
 from structprune.meta.signature import tensors_among, tensors_of
 from structprune.meta.twins import Twins
@@ -70,6 +72,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     What is known of a tensor is an attribute on it, so that it goes when the tensor goes; the
     parameters and buffers are found by storage too, because ``.data`` makes a new tensor unseen.
     """
+
+    # They arrive here too, where they are refused by name.
+    supports_higher_order_operators = True
 
     def __init__(self, observer: Observer, device: torch.device | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -120,6 +125,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one operator, apply its rule and label what comes out."""
+        if isinstance(func, HigherOrderOperator):
+            raise TraceError(unseen(func.__name__, self._modules[-1] if self._modules else ""))
         # What is done here, and by PyTorch within an operator, is not the model's own code, which is watched.
         with torch._C.DisableTorchFunction():
             return self._traced(func, args, kwargs or {})
@@ -165,7 +172,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node.not_filled = self._not_filled(op, tensors, results)
         labels = apply_rule(self._observer, op, call, results)
         constants = [self._is_constant(t, v) for t, v in zip(tensors, values, strict=True)]
-        constant = all(constants) and op.name not in _UNFILLED and _DRAWN not in func.tags
+        # What a generator of the forward's own draws is the same every time.
+        drawn = _DRAWN in func.tags and arguments.get("generator") is None
+        constant = all(constants) and op.name not in _UNFILLED and not drawn
         if op.in_place and constants:
             constants[0] = constant  # it is looked at once it is written
         if self._observer.on_meta:

@@ -19,6 +19,7 @@ from structprune.measure.latency import Latency, in_turn, latency_of, timed_call
 from structprune.measure.profile import Stage, stages_of
 from structprune.measure.quantities import scaled, seconds_text
 from structprune.measure.runner import LatencyOptions, Runner, read_setting
+from structprune.meta.surroundings import ordinary_tensors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -163,6 +164,7 @@ def _ratio(a: float, b: float) -> str:
     return f"{a / b:.2f}" if b else "-"
 
 
+@ordinary_tensors()
 def compare(
     dense: nn.Module, pruned: nn.Module, example_inputs: Any = None, **options: Unpack[LatencyOptions]
 ) -> Comparison:

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from structprune.errors import InputError
 from structprune.meta.formulas import nbytes, operator_flops, written_bytes
-from structprune.meta.forward import module_paths
+from structprune.meta.forward import module_paths, unseen
 from structprune.meta.replica import walk
 from structprune.meta.run import run_on_meta
 from structprune.meta.signature import signature, tensors_of
@@ -62,6 +64,9 @@ class _Alive:
 class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs operators on the meta device and adds their cost to the module that runs."""
 
+    # They arrive here too, where they are refused by name.
+    supports_higher_order_operators = True
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.stack: list[str] = []
@@ -80,6 +85,8 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            raise InputError(unseen(func.__name__, self._path()))
         # What is done here is not the model's own code, which a mode for functions watches.
         with torch._C.DisableTorchFunction():
             return self._counted(func, args, kwargs or {})

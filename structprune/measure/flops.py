@@ -18,6 +18,7 @@ from structprune.meta.caches import undisturbed
 from structprune.meta.formulas import nbytes
 from structprune.meta.forward import not_inferred, running, way_on
 from structprune.meta.replica import device_of, meta_replica, to_meta
+from structprune.meta.surroundings import ordinary_tensors
 from structprune.meta.watch import Watch
 
 
@@ -100,6 +101,7 @@ class FlopCount:
         return "\n".join(lines)
 
 
+@ordinary_tensors()
 def count_flops(model: nn.Module, example_inputs: Any = None, *, training: bool = False) -> FlopCount:
     """Count the multiply-accumulates, parameters and activations of a model.
 

@@ -18,6 +18,7 @@ from structprune.measure.flops import counted
 from structprune.measure.machine import Watch
 from structprune.measure.quantities import seconds_text
 from structprune.measure.runner import LatencyOptions, Runner, Setting, read_setting
+from structprune.meta.surroundings import ordinary_tensors
 
 # A block shorter than this is measured through the clock's own jitter.
 _BLOCK_SECONDS = 0.02
@@ -88,6 +89,7 @@ class Latency:
         return f"{text}\n  not to be trusted: {self.busy}" if self.busy else text
 
 
+@ordinary_tensors()
 def measure_latency(model: nn.Module, example_inputs: Any = None, **options: Unpack[LatencyOptions]) -> Latency:
     """Measure how long a forward takes, in evaluation and inference mode.
 

@@ -25,7 +25,7 @@ _ALONE = threading.RLock()
 
 
 @contextmanager
-def running(model: nn.Module, training: bool, *, decomposed: bool = True) -> Iterator[None]:
+def running(model: nn.Module, training: bool, *, decomposed: bool = True, seed: int = 0) -> Iterator[None]:
     """Put a copy into a mode, with the global state that a run needs, and restore it; one thread at a time.
 
     Random numbers start from the same state every time: a layer that is dropped by chance must be
@@ -36,9 +36,10 @@ def running(model: nn.Module, training: bool, *, decomposed: bool = True) -> Ite
         training: The mode.
         decomposed: Run attention as the operators that it is made of: which fused kernel would be taken depends on
             sizes and strides.
+        seed: What random numbers start from.
     """
     modes = {module: module.training for _, module in walk(model)}
-    with _ALONE, _random_state(model), ExitStack() as stack:
+    with _ALONE, _random_state(model, seed), ExitStack() as stack:
         try:
             if decomposed:
                 stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
@@ -54,7 +55,7 @@ def running(model: nn.Module, training: bool, *, decomposed: bool = True) -> Ite
 
 
 @contextmanager
-def _random_state(model: nn.Module) -> Iterator[None]:
+def _random_state(model: nn.Module, seed: int) -> Iterator[None]:
     """Seed every source of random numbers that a forward may draw from, and put them back."""
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     with ExitStack() as stack:
@@ -63,10 +64,10 @@ def _random_state(model: nn.Module) -> Iterator[None]:
                 device = torch.get_device_module(kind)
                 if hasattr(device, "manual_seed_all"):
                     stack.enter_context(torch.random.fork_rng(range(device.device_count()), device_type=kind))
-                    device.manual_seed_all(0)
-            torch.default_generator.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)
+                    device.manual_seed_all(seed)
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
             yield
         finally:
             torch.set_rng_state(states[0])
@@ -149,4 +150,14 @@ def not_inferred(model: nn.Module, refused: list[str]) -> str:
     return (
         f"The inputs of {type(model).__name__} could not be inferred (tried {tried}). Give example_inputs: a "
         "tensor, a tuple of arguments, a dict of keyword arguments, or a callable model -> output."
+    )
+
+
+def unseen(operator: str, module: str) -> str:
+    """The message for an operator that runs functions of the model's: no mode sees what happens in them."""
+    return (
+        f"{operator} in {module or 'the forward of the model'} is a higher-order operator: it compiles what it is "
+        "given, and nobody sees which operators run. Write it with ordinary operators meanwhile "
+        "(scaled_dot_product_attention in place of flex_attention, a loop or a branch in Python), or give "
+        "example_inputs as a callable that runs the part before or behind."
     )

@@ -239,6 +239,8 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 def like_parameter(original: torch.Tensor, twin: torch.Tensor) -> torch.Tensor:
     """Make ``twin`` a parameter (of the same class, where that takes plain data) if the original is one."""
+    if twin.is_inference() and not torch.is_inference_mode_enabled():
+        twin = twin.clone()  # one that was made in inference mode never takes part in autograd
     if isinstance(original, nn.Parameter):
         return nn.Parameter(twin, requires_grad=original.requires_grad)
     return twin.requires_grad_(original.requires_grad) if original.is_leaf else twin

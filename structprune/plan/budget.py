@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from structprune.graph.groups import DependencyGraph, Group
 from structprune.graph.slices import Mask
+from structprune.plan.allotment import Widths, allotted
 from structprune.plan.importance import Scores
 from structprune.plan.options import Settings
 from structprune.plan.strata import Stratum, bundles_of, strata_of
 
 _AUTO_MULTIPLE = 8
 _AUTO_FROM = 64
-# With one ratio for all layers together, none loses more: a floor, so that no layer collapses.
-_MOST = 0.9
 
 
 @dataclass
@@ -28,13 +27,13 @@ class Selection:
         present: For every slice id whether it stays.
         removed: Channels removed, by group.
         skipped: Why a group that could shrink was left alone, by group.
-        floored: Groups in which the ratio would have emptied a layer.
+        notes: Where less goes than the ratio says, and what stands in the way.
     """
 
     present: Mask
     removed: dict[int, int] = field(default_factory=dict)
     skipped: dict[int, str] = field(default_factory=dict)
-    floored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     scores: Scores = field(default_factory=lambda: np.zeros(0))
 
     def score_removed(self, group: Group) -> float:
@@ -44,6 +43,20 @@ class Selection:
         scores = self.scores[group.channels]
         total = float(np.abs(scores).sum())
         return float(np.abs(scores[~self.present[group.channels]]).sum()) / total if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    """Strata that lose the same share: what may be left of them, and the ratio that is asked for."""
+
+    strata: list[Stratum]
+    widths: Widths
+    ratio: float
+
+    @property
+    def channels(self) -> int:
+        """Channels of all its strata together."""
+        return self.widths.shares * self.widths.size
 
 
 def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Selection:
@@ -56,25 +69,25 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Select
     gone = np.zeros(graph.space.size, dtype=bool)
     strata, skipped = strata_of(graph, settings)
     selection = Selection(gone, skipped=skipped, scores=scores)
-    blocked, bundles = bundles_of(graph, strata, settings)
+    blocked, tied = bundles_of(graph, strata, settings)
     for index in blocked:
         group = strata[index].group
         selection.skipped.setdefault(group.index, f"must be as wide as {blocked[index]}, which stays whole")
-    asked = _asked(strata, bundles, settings, scores)
-    for bundle, share in zip(bundles, asked, strict=True):
-        lefts = _left(graph, [strata[i] for i in bundle], share, settings)
-        if len(bundle) > 1 and all(left == len(strata[i].channels) for i, left in zip(bundle, lefts, strict=True)):
-            for index in bundle:
-                selection.skipped.setdefault(
-                    strata[index].group.index, "must lose the same share as other widths, and no whole numbers do"
-                )
-        for index, left in zip(bundle, lefts, strict=True):
-            group, stratum = strata[index].group, strata[index].channels
+    bundles = [_bundle(graph, [strata[i] for i in bundle], settings) for bundle in tied]
+    lefts = _lefts(bundles, settings, scores)
+    selection.notes += [*_at_limit(bundles, lefts, settings), *_shortfalls(bundles, lefts, settings)]
+    for bundle, shares_left in zip(bundles, lefts, strict=True):
+        for part in bundle.strata:
+            group, stratum = part.group, part.channels
+            left = shares_left * (len(stratum) // bundle.widths.shares)
             if left == len(stratum):
+                if len(bundle.strata) > 1:
+                    why = "must lose the same share as other widths, and no whole numbers do"
+                    selection.skipped.setdefault(group.index, why)
                 continue
-            emptied = _floored(share, len(stratum)) > len(stratum) - left
-            if share == _MOST or (emptied and left * strata[index].slices <= _floor(settings.round_to)):
-                selection.floored.append(group.name)
+            emptied = _floored(bundle.ratio, len(stratum)) > len(stratum) - left
+            if settings.max_ratio is None and emptied and left * part.slices <= _floor(settings.round_to):
+                selection.notes.append(f"{group.name}: the ratio would empty it, it keeps its last channels")
             # Equal scores keep the lower index: a stable sort by falling score.
             weakest = stratum[np.argsort(-scores[stratum], kind="stable")[left:]]
             gone[weakest] = True
@@ -88,53 +101,78 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Select
     return selection
 
 
-def _asked(strata: list[Stratum], bundles: list[list[int]], settings: Settings, scores: Scores) -> list[float]:
-    """The share that every bundle is to lose."""
-    if settings.scope == "local":
-        return [min(settings.ratio_of(strata[i].group) for i in bundle) for bundle in bundles]
-    below = np.zeros(len(strata))
-    for ratio in {settings.ratio_of(s.group) for s in strata}:
-        ranked = [i for i, s in enumerate(strata) if settings.ratio_of(s.group) == ratio]
-        for i, count in zip(ranked, _weakest_of_all([strata[i] for i in ranked], ratio, scores), strict=True):
-            below[i] = count
-    return [min(_MOST, below[bundle].sum() / sum(len(strata[i].channels) for i in bundle)) for bundle in bundles]
-
-
-def _weakest_of_all(strata: list[Stratum], ratio: float, scores: Scores) -> list[int]:
-    """How many channels of each stratum are among the weakest of all, scores beside the mean of their stratum."""
-    relative, place = [], []
+def _bundle(graph: DependencyGraph, strata: list[Stratum], settings: Settings) -> _Bundle:
+    """What may be left of strata, of all the same share: at least one, a multiple where asked."""
+    # The smallest share of all that leaves whole channels everywhere is one of this many.
+    shares = math.gcd(*(len(s.channels) for s in strata))
+    least = max(1, shares - _floored(settings.most, shares))
+    unit = 1
     for stratum in strata:
-        own = scores[stratum.channels]
-        own = own - min(own.min(), 0.0)  # scores below 0 have no mean to stand beside
-        relative.append(own / (own.mean() or 1.0))
-        place.append(np.argsort(np.argsort(own, kind="stable"), kind="stable") / len(own))
-    owner = np.repeat(np.arange(len(strata)), [len(r) for r in relative])
-    # Equal scores: all layers lose alike, not the first ones everything.
-    weakest = np.lexsort((np.concatenate(place), np.concatenate(relative)))[: _floored(ratio, len(owner))]
-    counts: list[int] = np.bincount(owner[weakest], minlength=len(strata)).tolist()
-    return counts
+        if graph.plural[stratum.channels].any():
+            least = max(least, math.ceil(2 * shares / len(stratum.channels)))
+        own = _unit(len(stratum.channels), stratum.slices, settings.round_to)
+        unit = math.lcm(unit, own // math.gcd(own, len(stratum.channels) // shares))
+    widths = Widths(shares, sum(len(s.channels) for s in strata) // shares, unit, least)
+    # Tied layers lose the least that any of them is asked for.
+    return _Bundle(strata, widths, min(settings.ratio_of(s.group) for s in strata))
+
+
+def _lefts(bundles: list[_Bundle], settings: Settings, scores: Scores) -> list[int]:
+    """The shares that are left of every bundle."""
+    if settings.scope == "local":
+        return [b.widths.nearest(b.widths.shares - _floored(b.ratio, b.widths.shares)) for b in bundles]
+    lefts = [b.widths.shares for b in bundles]
+    for ratio, of in _by_ratio(bundles).items():
+        own = [[scores[stratum.channels] for stratum in bundles[i].strata] for i in of]
+        target = _floored(ratio, sum(bundles[i].channels for i in of))
+        for i, gone in zip(of, allotted([bundles[i].widths for i in of], own, target), strict=True):
+            lefts[i] -= gone
+    return lefts
+
+
+def _by_ratio(bundles: list[_Bundle]) -> dict[float, list[int]]:
+    """The places of those that are asked for the same ratio."""
+    found: dict[float, list[int]] = {}
+    for place, bundle in enumerate(bundles):
+        found.setdefault(bundle.ratio, []).append(place)
+    return found
+
+
+def _at_limit(bundles: list[_Bundle], lefts: list[int], settings: Settings) -> Iterator[str]:
+    """Which layers lose less than they would, for a limit that holds for all of them."""
+    if settings.max_ratio is None:
+        return
+    names = [
+        bundle.strata[0].group.name
+        for bundle, left in zip(bundles, lefts, strict=True)
+        if left == bundle.widths.lowest < bundle.widths.shares
+        and (settings.scope == "global" or _floored(bundle.ratio, bundle.widths.shares) > bundle.widths.shares - left)
+    ]
+    if names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        yield f"as narrow as max_ratio={settings.max_ratio:g} lets a layer become: {shown}"
+
+
+def _shortfalls(bundles: list[_Bundle], lefts: list[int], settings: Settings) -> Iterator[str]:
+    """Where all layers together lose less than the ratio. One that was searched for a target is nobody's wish."""
+    if settings.scope == "local" or settings.target is not None:
+        return
+    for ratio, of in _by_ratio(bundles).items():
+        there = sum(bundles[i].channels for i in of)
+        gone = there - sum(lefts[i] * bundles[i].widths.size for i in of)
+        asked = _floored(ratio, there)
+        if gone < asked:
+            spent = all(lefts[i] == bundles[i].widths.lowest for i in of)
+            why = "no layer may lose more" if spent else "the widths that are allowed come no nearer"
+            yield (
+                f"the ratio {ratio:g} asks for {asked:,} of {there:,} channels, and {gone:,} go ({gone / there:.1%}): "
+                f"{why} (max_ratio={settings.most:g}, round_to={settings.round_to!r}, widths that are tied)"
+            )
 
 
 def _floored(share: float, count: int) -> int:
     """``floor(share * count)``, where a share of whole channels may have lost its last digit."""
     return math.floor(share * count + 1e-9)
-
-
-def _left(graph: DependencyGraph, bundle: Sequence[Stratum], ratio: float, settings: Settings) -> list[int]:
-    """Channels that stay of every stratum of a bundle, all the same share: at least one, a multiple where asked."""
-    # The smallest share of all that leaves whole channels everywhere is one of this many.
-    shares = math.gcd(*(len(s.channels) for s in bundle))
-    left = max(1, shares - _floored(ratio, shares))
-    unit = 1
-    for stratum in bundle:
-        if graph.plural[stratum.channels].any():
-            left = max(left, math.ceil(2 * shares / len(stratum.channels)))
-        own = _unit(len(stratum.channels), stratum.slices, settings.round_to)
-        unit = math.lcm(unit, own // math.gcd(own, len(stratum.channels) // shares))
-    if unit > 1:
-        # The nearest multiple, the larger of two as near.
-        left = min(shares, max(unit, math.floor(left / unit + 0.5) * unit))
-    return [left * (len(s.channels) // shares) for s in bundle]
 
 
 def _unit(count: int, slices: int, round_to: int | str) -> int:

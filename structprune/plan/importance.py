@@ -176,12 +176,14 @@ def _norms(weight: torch.Tensor, dim: int, order: int) -> Scores:
     weight = weight.detach()
     others = [d for d in range(weight.ndim) if d != dim]
     if not others:
-        return weight.double().abs().cpu().numpy()
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    # Norms in another dtype copy what they read: a stretch at a time.
+        return weight.abs().double().cpu().numpy()
+    dtype = torch.float64 if weight.dtype in (torch.float64, torch.complex128) else torch.float32
+    # Norms in another dtype copy what they read, as absolute values of complex numbers do: a stretch at a time.
     step = max(1, _STRETCH * weight.shape[dim] // max(1, weight.numel()))
     parts = [
-        torch.linalg.vector_norm(part, order, dim=others, dtype=dtype).double().cpu()
+        torch.linalg.vector_norm(part.abs() if part.is_complex() else part, order, dim=others, dtype=dtype)
+        .double()
+        .cpu()
         for part in torch.split(weight, step, dim)
     ]
     return torch.cat(parts).numpy()

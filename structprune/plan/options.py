@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from typing_extensions import TypedDict
 
-from structprune.errors import OptionError, nearest
+from structprune.errors import OptionError, described, nearest
 from structprune.graph.groups import Group
 from structprune.measure.runner import LatencyOptions
 
@@ -25,6 +25,8 @@ TARGETS = ("macs", "params", "latency", "speedup")
 _GRANULARITIES = ("filter", "channel")
 IMPORTANCES = ("l2", "l1", "random")
 _SCOPES = ("local", "global")
+# With one ratio for all layers together, no layer collapses.
+_MOST = {"global": 0.9}
 
 
 class PruningOptions(TypedDict, total=False):
@@ -41,6 +43,9 @@ class PruningOptions(TypedDict, total=False):
             function of a ``Group`` that returns a score for each of its ``channels``.
         scope: ``"local"`` (default): the ratio holds in every layer. ``"global"``: it holds for all layers
             together, and those whose channels matter less, beside the mean of their layer, lose more.
+        max_ratio: The largest share of its channels that any layer may lose, in (0, 1]: layers keep at least one
+            channel in any case (default: 0.9 with ``scope="global"``, where others give what a layer at this limit
+            cannot; else none).
         uniform: Whether layers that repeat, such as the MLPs of a transformer's blocks, keep one width, as
             a configuration needs that holds one number for all (default: False).
         compensate: ``True``: add what the removed channels gave on average to the biases and running means of the
@@ -62,6 +67,7 @@ class PruningOptions(TypedDict, total=False):
     measure: LatencyOptions
     importance: Importance
     scope: Literal["local", "global"]
+    max_ratio: float
     uniform: bool
     compensate: bool | Iterable[Any]
     round_to: int | Literal["auto"]
@@ -85,6 +91,7 @@ class Settings:
     """Checked options.
 
     Attributes:
+        max_ratio: The largest share that a layer may lose; ``None``: nothing but its last channel is kept from it.
         target: What ``ratio`` is searched for, if anything.
         finer: From the group of this index on, a smaller ratio: to come nearer to a target than one ratio
             for all can, where many layers shrink at the same ratio.
@@ -94,6 +101,7 @@ class Settings:
     granularity: str = "filter"
     importance: Importance = "l2"
     scope: str = "local"
+    max_ratio: float | None = None
     uniform: bool = False
     round_to: int | str = "auto"
     ignore: tuple[str, ...] = ()
@@ -102,6 +110,11 @@ class Settings:
     compensate: bool | tuple[Any, ...] = False
     target: Target | None = None
     finer: tuple[int, float] | None = None
+
+    @property
+    def most(self) -> float:
+        """The largest share that a layer may lose, as a number."""
+        return 1.0 if self.max_ratio is None else self.max_ratio
 
     def ratio_of(self, group: Group) -> float:
         """The share to remove of a group: that of the first pattern that matches."""
@@ -134,12 +147,14 @@ def read_settings(ratio: Any, granularity: Any, tensors: Sequence[str], options:
                 f"There is no option {name!r}{nearest(name, known)} The options are {', '.join(sorted(known))}."
             )
     ignore = options.get("ignore", ())
+    scope = _one_of("scope", options.get("scope", "local"), _SCOPES)
     target = _read_target(ratio, options)
     return Settings(
         ratio=0.5 if target else _read_ratio(ratio, tensors),
         granularity=_one_of("granularity", granularity, _GRANULARITIES),
         importance=_read_importance(options.get("importance", "l2")),
-        scope=_one_of("scope", options.get("scope", "local"), _SCOPES),
+        scope=scope,
+        max_ratio=_read_max_ratio(options["max_ratio"]) if "max_ratio" in options else _MOST.get(scope),
         uniform=bool(options.get("uniform", False)),
         round_to=_read_round_to(options.get("round_to", "auto")),
         ignore=tuple(_read_pattern("ignore", p, tensors) for p in ((ignore,) if isinstance(ignore, str) else ignore)),
@@ -232,6 +247,14 @@ def _share(ratio: Any, where: str) -> float:
     if math.isnan(value) or not 0 <= value < 1:
         raise OptionError(f"ratio{where} is {value}; expected a share in [0, 1): 0.5 removes half of the channels.")
     return value
+
+
+def _read_max_ratio(most: Any) -> float:
+    if isinstance(most, bool) or not isinstance(most, Real) or not 0 < float(most) <= 1:
+        raise OptionError(
+            f"max_ratio is {described(most)}; expected a share in (0, 1], the most that any layer may lose."
+        )
+    return float(most)
 
 
 def _read_round_to(round_to: Any) -> int | str:

@@ -14,6 +14,7 @@ from structprune.errors import PlanError
 from structprune.graph.checks import check_model
 from structprune.meta.forward import collection_paused
 from structprune.meta.replica import held_tensors, named_tensors, walk
+from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan import schema
 from structprune.plan.composition import Cuts, composed, remainder
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
@@ -73,6 +74,7 @@ class Plan:
         kept = {n: {d: np.array(i, dtype=np.int64) for d, i in dims.items()} for n, dims in self.kept.items()}
         return Cut(kept, self.attributes, _arrays(self.shifts), _arrays(self.scales), _arrays(self.gains))
 
+    @ordinary_tensors()
     def apply(
         self,
         model: nn.Module,
@@ -182,6 +184,7 @@ class Plan:
     def _cuts(self) -> Cuts:
         return Cuts(self.kept, self.attributes, self.shifts, self.scales, self.gains)
 
+    @ordinary_tensors()
     def sensitivity(self) -> Sensitivity:
         """What each group costs, and what the plan saves and gives up there."""
         return Sensitivity(self)

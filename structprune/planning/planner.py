@@ -117,7 +117,6 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
         left += size
     shapes = {name: tuple(t.shape) for name, t in tensors.items() if name in registered or name in cut.kept}
     costs = costs_of(graph, {n: t.numel() for n, t in parameters.items()})
-    floored = [f"{name}: the ratio would empty it, it keeps its last channels" for name in selection.floored]
     return Plan(
         model=type(model).__name__,
         settings=_plain(settings),
@@ -140,7 +139,7 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
             )
             for group in graph.groups
         ),
-        notes=(*graph.notes, *floored, *stale_sizes(model, cut, shapes)),
+        notes=(*graph.notes, *selection.notes, *stale_sizes(model, cut, shapes)),
         params=(sum(p.numel() for p in parameters.values()), left),
         macs=(graph.records[0].macs, resolved.macs),
     )

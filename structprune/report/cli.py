@@ -16,9 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import structprune
 from structprune import LatencyOptions, StructPruneError
+from structprune.errors import brief
 from structprune.report.files import FileError, Loaded, Trust, demo_model, load_model, shapes_of
-from structprune.report.study import Report, Wishes, study, verdict
-from structprune.report.terminal import console_for, show
+from structprune.report.printable import PlainParser, console_for
+from structprune.report.study import Report, Wishes, count_bounded, study, verdict
+from structprune.report.terminal import show
 
 DONE, WRONG, NOTHING, INTERRUPTED = 0, 2, 3, 130
 
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")
             return _run(given, console, errors)
     except StructPruneError as error:
-        errors.print(f"structprune-report: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        errors.print(f"structprune-report: {error}", style="red", soft_wrap=True)
         return WRONG
     except KeyboardInterrupt:
         errors.print("structprune-report: interrupted before anything was known")
@@ -68,11 +70,11 @@ def _run(given: argparse.Namespace, console: Console, errors: Console) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     source = "the built-in ResNet-50" if given.demo else str(given.model)
-    console.print(f"structprune {structprune.__version__}: {source}", highlight=False)
+    console.print(f"structprune {structprune.__version__}: {source}")
     loaded = _opened(given)
     example_inputs = _inputs(given, loaded)
     report = Report(model=type(loaded.model).__name__, source=source)
-    with _progress(errors, quiet=given.quiet) as progress:
+    with _foreign_errors_told(source), _progress(errors, quiet=given.quiet) as progress:
         try:
             if given.compare is not None:
                 return _compare(given, loaded, example_inputs, progress, console)
@@ -85,6 +87,20 @@ def _run(given: argparse.Namespace, console: Console, errors: Console) -> int:
     show(report, console)
     _write(report, given)
     return INTERRUPTED if report.interrupted else NOTHING if report.nothing else DONE
+
+
+@contextmanager
+def _foreign_errors_told(source: str) -> Iterator[None]:
+    """A model may have anything for its parts that a file could put there, and fail in any way."""
+    try:
+        yield
+    except StructPruneError:
+        raise
+    except Exception as error:
+        raise FileError(
+            f"{source}: the network in it cannot be studied ({brief(error)}). Try it in Python: "
+            "structprune.prune_model(model, 0.5) shows where that comes from."
+        ) from error
 
 
 def _opened(given: argparse.Namespace) -> Loaded:
@@ -140,6 +156,8 @@ def _compare(
     compared = []
     interrupted = False
     try:
+        for model in (loaded.model, pruned.model):
+            count_bounded(model, example_inputs)
         for batch_size in batch_sizes:
             progress.step(f"measuring both{'' if batch_size is None else f', batch of {batch_size}'}")
             options: LatencyOptions = {**_options(given), "batch_size": batch_size}
@@ -226,13 +244,13 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="structprune-report",
         description="What pruning would give for a saved model: parameters, MACs and measured time.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", nargs="?", type=Path, help="torch.save, torch.export or TorchScript file, or weights")
+    parser.add_argument("model", nargs="?", type=Path, help="file of torch.save, or weights")
     parser.add_argument("--demo", action="store_true", help="take the built-in ResNet-50")
     parser.add_argument("--arch", metavar="NAME", help="for weights: torchvision:NAME, timm:NAME, package:function")
     parser.add_argument("--compare", metavar="FILE", type=Path, help="compare the model with this one, prune nothing")
@@ -257,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--quiet", action="store_true", help="print nothing but errors")
     safety = parser.add_argument_group("safety")
     safety.add_argument("--allow", action="append", metavar="NAME", help="let the file use package.module.Name")
-    safety.add_argument("--trust", action="store_true", help="let the file run whatever it says")
+    safety.add_argument("--trust", action="store_true", help="let the file run what it says, as TorchScript needs")
     parser.add_argument("--version", action="version", version=f"structprune {structprune.__version__}")
     return parser
 

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-import importlib
+import base64
 import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import nn
 
-from structprune import StructPruneError, demo
+from structprune import StructPruneError, demo, load
 from structprune.errors import brief
-from structprune.report.exports import refused_in_export, repacked
-from structprune.report.pickles import allowed_objects, look_here, read_pickle
+from structprune.report.allowed import look_here
+from structprune.report.archives import Archive, is_archive
+from structprune.report.libraries import build
+from structprune.report.limits import MOST_HEADER_BYTES, MOST_PICKLE_BYTES, MOST_PLAN_BYTES, Budget, Refused
+from structprune.report.pickles import Names, NamesRefused, Reader
+from structprune.report.printable import printable
+from structprune.report.rebuild import Rebuild
+from structprune.report.soundness import check_sound
+from structprune.report.storages import ArchiveStorages, FollowingStorages
 
-# What TorchScript calls to read or write files, as it stands in the code of an archive.
-_TOUCHES_FILES = re.compile(rb"\b(save|from_file)\b")
+# Where structprune.save puts the plan, and structprune.prune_checkpoint the names of its files: see docs/files.md.
+_PLAN = "structprune.plan"
+_INDEX = ".safetensors.index.json"
+_SHOWN = 30
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network")
+# What files from before PyTorch 1.6 begin with: torch.serialization.MAGIC_NUMBER as a pickle, and the version 1001.
+_BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
 
 
 class FileError(StructPruneError):
@@ -65,103 +78,88 @@ def load_model(path: Path, architecture: str | None, trust: Trust) -> Loaded:
         FileError: There is no such file, it is of no known kind, it is damaged, or opening it would run code.
     """
     try:
-        return _load(path, architecture, trust)
-    except FileError:
+        # Anything else, a pipe say, could keep us waiting.
+        if not path.is_file() and not path.is_dir():
+            raise FileError(f"{path}: no such file.")
+        if _is_safetensors(path):
+            return _load_safetensors(path, architecture)
+        value = _trusted(path) if trust.everything else _untrusted(path, trust.allowed)
+        return value if isinstance(value, Loaded) else _model_or_state(value, architecture, path)
+    except NamesRefused as error:
+        raise FileError(_names_refused(path, error.names)) from error
+    except Refused as error:
+        raise FileError(
+            f"{path} was not opened: {error}. Take a good copy, or save the model anew with torch.save. If you trust "
+            "where it comes from, let it do what it wants: --trust"
+        ) from error
+    except StructPruneError:
         raise
     except Exception as error:
         raise FileError(f"{path}: cannot be read ({brief(error)}).") from error
 
 
-def _load(path: Path, architecture: str | None, trust: Trust) -> Loaded:
-    if not path.is_file():
-        raise FileError(f"{path}: no such file.")
-    if path.suffix == ".safetensors":
-        return _with_architecture(_read_safetensors(path), architecture, path)
-    if not _is_archive(path):
-        return _load_other(path, architecture, trust)
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    _check_names(names, path)
-    inner = {name.split("/", 1)[-1] for name in names}
-    if "archive_format" in inner or any(n.startswith("models/") and n.endswith(".json") for n in inner):
-        return _load_exported(path, trust)
-    if "constants.pkl" in inner:
-        return _load_script(path, trust)
-    if "data.pkl" in inner:
-        return _load_saved(path, architecture, trust)
-    raise FileError(f"{path}: an archive that is no saved module, no exported program, no TorchScript.")
-
-
-def _is_archive(path: Path) -> bool:
-    """Whether torch would take it for one: it looks at the head, zipfile at the tail."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04" and zipfile.is_zipfile(path)
-
-
-def _check_names(names: Sequence[str], path: Path) -> None:
-    """Two readers of one archive must see the same files: what is checked here is what torch reads."""
-    folded = {name.lower() for name in names}
-    if len(folded) < len(names) or len({name.split("/", 1)[0] for name in names}) > 1:
-        raise FileError(f"{path} was not opened: its archive holds files of one name twice, or more than one folder.")
-
-
-def build(architecture: str) -> nn.Module:
-    """Make the network that ``--arch`` names, with random weights.
-
-    Raises:
-        FileError: The library is missing or does not know the name.
-    """
-    home, _, name = architecture.partition(":")
-    if not name:
-        raise FileError(f"--arch {architecture}: expected torchvision:NAME, timm:NAME or package.module:function.")
-    try:
-        if home == "torchvision":
-            made = importlib.import_module("torchvision.models").get_model(name, weights=None)
-        elif home == "timm":
-            made = importlib.import_module("timm").create_model(name, pretrained=False)
-        else:
-            made = _own(home, name)()
-    except ImportError as error:
-        raise FileError(f"--arch {architecture}: {home} cannot be imported ({error}).") from error
-    except Exception as error:
-        raise FileError(f"--arch {architecture}: {type(error).__name__}: {error}") from error
-    if not isinstance(made, nn.Module):
-        raise FileError(f"--arch {architecture}: returned a {type(made).__name__}, expected an nn.Module.")
-    return made
-
-
-def _own(home: str, name: str) -> Callable[[], Any]:
-    look_here()
-    found: Callable[[], Any] = getattr(importlib.import_module(home), name)
-    return found
-
-
-def demo_model() -> Loaded:
-    """The built-in ResNet-50."""
-    torch.manual_seed(0)
-    return Loaded(demo.resnet50(), None, "built-in")
-
-
-def _load_saved(path: Path, architecture: str | None, trust: Trust) -> Loaded:
-    """What ``torch.save`` wrote: a module or a state dict."""
-    if trust.everything:
-        value = torch.load(path, map_location="cpu", weights_only=False)
-        return _model_or_state(value, architecture, path)
-    reading = read_pickle(_record(path, "data.pkl"), trust.allowed)
-    if reading.refused:
-        raise FileError(_refusal(path, reading.refused))
-    with warnings.catch_warnings(), torch.serialization.safe_globals(allowed_objects(reading.names, trust.allowed)):
+def _untrusted(path: Path, extra: frozenset[str]) -> Any:
+    """What a file holds, read by ``Reader`` alone."""
+    with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            value = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise FileError(f"{path}: cannot be read ({brief(error)}).") from error
-    return _model_or_state(value, architecture, path)
+        size, budget = path.stat().st_size, Budget()
+        if is_archive(file):
+            return _out_of_archive(path, Archive(file), budget, extra)
+        file.seek(0)
+        start = file.read(len(_BEFORE_1_6))
+        if start != _BEFORE_1_6:
+            raise FileError(
+                f"{path}: cannot be opened safely, it is of no kind that is known. Expected a file of torch.save, or "
+                ".safetensors. An old one that you trust opens with --trust."
+            )
+        return _from_before_1_6(file, size, budget, extra)
 
 
-def _refusal(path: Path, refused: Mapping[str, str]) -> str:
-    # A name is the file's own text: it may hold what a terminal would obey.
-    listed = "\n".join(f"  {name.encode('unicode_escape').decode()}: {reason}" for name, reason in refused.items())
+def _out_of_archive(path: Path, archive: Archive, budget: Budget, extra: frozenset[str]) -> Any:
+    for marks, kind, saved in (
+        (("constants.pkl", "code/"), "TorchScript, a program of its own", "the Python module that it was made of"),
+        (("archive_format", "models/"), "an exported program", "the Python module that it was exported from"),
+    ):
+        if any(name.startswith(marks) for name in archive.sizes):
+            raise FileError(
+                f"{path} was not opened: it is {kind}, and PyTorch runs such a file while it opens it. Save {saved} "
+                "with torch.save and give that file. If you trust where this one comes from: --trust"
+            )
+    if "data.pkl" not in archive.sizes:
+        raise FileError(f"{path}: an archive that is no saved module, no exported program, no TorchScript.")
+    archive.check_stored()
+    data, names = archive.read("data.pkl", MOST_PICKLE_BYTES), Names(extra)
+    names.check(BytesIO(data))
+    reader = Reader(ArchiveStorages(archive, budget).named, Rebuild(budget, values_known=True), budget, names)
+    value = reader.read(BytesIO(data))
+    check_sound(value, names.trusts)
+    return value
+
+
+def _from_before_1_6(file: BinaryIO, size: int, budget: Budget, extra: frozenset[str]) -> Any:
+    """Pickles one after the other: the system that saved it, the object, the order of the values; then these."""
+    start = file.tell()
+    pickles = BytesIO(file.read(MOST_PICKLE_BYTES))
+    storages, names = FollowingStorages(size, budget), Names(extra)
+    reader = Reader(storages.named, Rebuild(budget, values_known=False), budget, names)
+    system = reader.read(pickles)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise Refused("it was saved on a big-endian machine, or is damaged")
+    after_system = pickles.tell()
+    names.check(pickles)
+    pickles.seek(after_system)
+    value = reader.read(pickles)
+    keys = reader.read(pickles)
+    file.seek(start + pickles.tell())
+    storages.fill(file, keys)
+    check_sound(value, names.trusts)
+    return value
+
+
+def _names_refused(path: Path, refused: Mapping[str, str]) -> str:
+    more = f"\n  and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+    refused = dict(list(refused.items())[:_SHOWN])
+    listed = "\n".join(f"  {printable(name[:300], lines=False)}: {reason}" for name, reason in refused.items()) + more
     # What Python itself brings reaches everything; what a script defined cannot be imported from anywhere.
     closed = {"__main__", *sys.stdlib_module_names}
     names = [
@@ -176,27 +174,56 @@ def _refusal(path: Path, refused: Mapping[str, str]) -> str:
     )
 
 
-def _record(path: Path, name: str) -> bytes:
-    with zipfile.ZipFile(path) as archive:
-        full = next(n for n in archive.namelist() if n.split("/", 1)[-1] == name)
-        return archive.read(full)
+def _trusted(path: Path) -> Any:
+    """What a file holds, read by PyTorch, which runs what is in it."""
+    with path.open("rb") as file:
+        names = zipfile.ZipFile(file).namelist() if is_archive(file) else []
+    inner = {name.split("/", 1)[-1] for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if "archive_format" in inner or any(n.startswith("models/") and n.endswith(".json") for n in inner):
+            return _load_exported(path)
+        if "constants.pkl" in inner:
+            return Loaded(torch.jit.load(str(path), map_location="cpu"), None, "TorchScript")  # type: ignore[no-untyped-call]
+        return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def _load_exported(path: Path) -> Loaded:
+    program = torch.export.load(str(path))
+    args, kwargs = program.example_inputs or ((), {})
+    model = program.module()
+    if kwargs:
+        return Loaded(model, (lambda m: m(*args, **kwargs)) if args else dict(kwargs), "exported program")
+    return Loaded(model, tuple(args) or None, "exported program")
+
+
+def demo_model() -> Loaded:
+    """The built-in ResNet-50."""
+    torch.manual_seed(0)
+    return Loaded(demo.resnet50(), None, "built-in")
 
 
 def _model_or_state(value: Any, architecture: str | None, path: Path) -> Loaded:
     if isinstance(value, nn.Module):
         return Loaded(value, None, "saved module")
-    return _with_architecture(value, architecture, path)
-
-
-def _with_architecture(value: Any, architecture: str | None, path: Path) -> Loaded:
-    """Put a state dict into the network that the user names."""
     state = _state_of(value, path)
+    return _with_state(_named_network(architecture, len(state), path), state, architecture, path)
+
+
+def _named_network(architecture: str | None, tensors: int, path: Path) -> nn.Module:
     if architecture is None:
         raise FileError(
-            f"{path} holds weights only, {len(state)} tensors, and not the network that they belong to. Name it: "
+            f"{path} holds weights only, {tensors} tensors, and not the network that they belong to. Name it: "
             "--arch torchvision:resnet50, --arch timm:NAME or --arch package.module:function."
         )
-    model = build(architecture)
+    try:
+        return build(architecture, look_here)
+    except Refused as error:
+        raise FileError(str(error)) from error
+
+
+def _with_state(model: nn.Module, state: Mapping[str, Any], architecture: str | None, path: Path) -> Loaded:
+    """Put a state dict into the network that the user names."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -219,57 +246,42 @@ def _state_of(value: Any, path: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()}
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        state: dict[str, torch.Tensor] = load_file(path)
-    except Exception as error:
-        raise FileError(f"{path}: cannot be read ({brief(error)}).") from error
-    return state
+def _is_safetensors(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".safetensors" or path.name.endswith(_INDEX)
 
 
-def _load_script(path: Path, trust: Trust) -> Loaded:
-    """TorchScript is a language of its own, without Python; some of its operators reach files."""
-    # Loading runs __setstate__ already, and forks hide in a graph: the text of all methods is read before.
-    with zipfile.ZipFile(path) as archive:
-        texts = [archive.read(name) for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
-    if any(_TOUCHES_FILES.search(text) for text in texts) and not trust.everything:
-        raise FileError(_refusal(path, {"TorchScript that saves": "it reads or writes files"}))
-    try:
-        script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise FileError(f"{path}: cannot be read as TorchScript ({brief(error)}).") from error
-    return Loaded(script, None, "TorchScript")
+def _load_safetensors(path: Path, architecture: str | None) -> Loaded:
+    """Weights, of the network that the user names or of what a plan in the same file left of it."""
+    folder = path if path.is_dir() else path.parent
+    files = [path] if path.suffix == ".safetensors" else sorted(filter(Path.is_file, folder.glob("*.safetensors")))
+    if not files:
+        raise FileError(f"{folder}: there is no .safetensors file in it.")
+    tensors, plan = 0, ""
+    for file in files:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+        if length > MOST_HEADER_BYTES:
+            raise FileError(
+                f"{file}: its header has {length:,} bytes, more than {MOST_HEADER_BYTES:,}: take a good copy."
+            )
+        with safe_open(file, framework="pt", backend="pread") as weights:
+            tensors += len(weights.keys())
+            plan = (weights.metadata() or {}).get(_PLAN, plan)
+            if not _is_small(plan):
+                raise FileError(f"{file}: its plan unpacks to more than {MOST_PLAN_BYTES:,} bytes: take a good copy.")
+    model = _named_network(architecture, tensors, path)
+    if plan or path.suffix != ".safetensors":
+        return Loaded(load(path, model), None, "pruned by structprune")
+    with safe_open(path, framework="pt", backend="pread") as weights:
+        return _with_state(model, {name: weights.get_tensor(name) for name in weights.keys()}, architecture, path)
 
 
-def _load_exported(path: Path, trust: Trust) -> Loaded:
-    """A ``torch.export`` archive: torch itself would evaluate expressions in it and unpickle the rest."""
-    if not trust.everything:
-        refused = refused_in_export(path)
-        if refused:
-            raise FileError(_refusal(path, refused))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.export.load(str(path) if trust.everything else repacked(path))
-            model = program.module()
-        except Exception as error:
-            raise FileError(f"{path}: cannot be read as an exported program ({brief(error)}).") from error
-    args, kwargs = program.example_inputs or ((), {})
-    if kwargs:
-        return Loaded(model, (lambda m: m(*args, **kwargs)) if args else dict(kwargs), "exported program")
-    return Loaded(model, tuple(args) or None, "exported program")
-
-
-def _load_other(path: Path, architecture: str | None, trust: Trust) -> Loaded:
-    """A file that is no archive: a pickle from before PyTorch 1.6, or something else."""
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=not trust.everything)
-    except Exception as error:
-        raise FileError(
-            f"{path}: cannot be opened safely ({brief(error)}). Expected a file of torch.save, torch.export.save "
-            "or torch.jit.save, or .safetensors. An old one that you trust opens with --trust."
-        ) from error
-    return _model_or_state(value, architecture, path)
+def _is_small(plan: str) -> bool:
+    """A plan is JSON; beside small weights it is compressed, and may unpack to any size."""
+    stream = zlib.decompressobj()
+    if plan and not plan.lstrip().startswith("{"):
+        stream.decompress(base64.b85decode(plan), MOST_PLAN_BYTES)
+    return stream.eof or len(stream.unconsumed_tail) == 0
 
 
 def shapes_of(given: Sequence[str]) -> tuple[torch.Tensor, ...]:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from structprune import Stage
+from structprune.report.printable import printable
 from structprune.report.study import RatioResult, Report
 from structprune.report.terminal import milliseconds, scaled
 
@@ -29,6 +30,8 @@ def page(report: Report) -> str:
         loader=PackageLoader("structprune.report", ""),
         autoescape=select_autoescape(default=True),
         undefined=StrictUndefined,
+        # What turns the direction of text would let a name stand for another one.
+        finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -1,178 +1,154 @@
-"""What a pickle would do, read without doing it.
+"""Reads what ``torch.save`` wrote without running it.
 
-A pickle is a program: it names classes and functions, calls them, and gives them state. Here the
-program is followed with symbols in place of objects. Only what ``torch.save`` writes for modules and
-tensors is let through; in particular no class is *called*, because a constructor may do anything.
+A pickle is a program: it names classes and functions, calls them, and gives them state. Python's own
+reader runs it. This one knows the instructions that ``torch.save`` writes, makes only what is in
+``allowed``, from arguments that ``rebuild`` checks, and counts what it makes. What it reads is what
+the model is made of: no second reader sees the file.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
 import pickletools
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
-from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
-# nn.Module subclasses are let through by exact name if they are defined in one of these.
-_MODULE_HOMES = (
-    "torch.nn.modules",
-    "torch.ao.nn",
-    "torch.ao.quantization.stubs",
-    "torch.ao.quantization.observer",
-    "torchvision.models",
-    "torchvision.ops",
-    "torchvision.transforms",
-    "timm.models",
-    "timm.layers",
-    "transformers.models",
-    "transformers.activations",
-    "transformers.pytorch_utils",
-    "structprune.demo",
+from structprune.report.allowed import Rebuilt, found, full_name, is_known_home
+from structprune.report.limits import (
+    MOST_IMPORTS,
+    MOST_LAYERS,
+    MOST_NAMES,
+    MOST_PLAN_BYTES,
+    MOST_STEPS,
+    Budget,
+    Refused,
 )
+from structprune.report.rebuild import Rebuild
 
-_ACTIVATIONS = (
-    "celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_softmax logsigmoid mish prelu relu "
-    "relu6 rrelu selu sigmoid silu softmax softmin softplus softshrink softsign tanh tanhshrink threshold"
-)
-# Helpers that the modules of these libraries keep in attributes: pure functions of tensors, enums, plain data.
-_HELPERS = frozenset(
-    (
-        "functools.partial",
-        "builtins.slice",
-        "builtins.range",
-        "builtins.frozenset",
-        "torch.nn.utils.parametrize.ParametrizationList",
-        "timm.layers.format.Format",
-        "torchvision.models.detection._utils.BalancedPositiveNegativeSampler",
-        "torchvision.models.detection._utils.BoxCoder",
-        "torchvision.models.detection._utils.BoxLinearCoder",
-        "torchvision.models.detection._utils.Matcher",
-        "torchvision.models.detection._utils.SSDMatcher",
-        "torchvision.models.optical_flow.raft._pass_through_h",
-        "torchvision.ops.boxes.box_iou",
-        *(f"torch.nn.functional.{name}" for name in _ACTIVATIONS.split()),
-        *(f"torch._C._nn.{name}" for name in _ACTIVATIONS.split()),
-    )
-)
-# What a pickle may call. Besides these only what torch itself lets weights-only files call.
-_CALLABLE = frozenset(
-    ("functools.partial", "builtins.slice", "builtins.range", "builtins.frozenset", "timm.layers.format.Format")
-)
+_LONGEST_NUMBER = 1 << 64
 
 
-@dataclass(frozen=True)
-class _Global:
-    name: str
-
-
-@dataclass
-class _Made:
-    """Something that the program made: of which class or by which call."""
-
-    of: str
-
-
-@dataclass
-class Reading:
-    """What a pickle asks for.
+class NamesRefused(Refused):
+    """A file names what may run code.
 
     Attributes:
-        names: Everything that it names, in order.
-        refused: What must not run, with the reason, by name.
+        names: The reason for every name.
     """
 
-    names: dict[str, None] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
+    def __init__(self, names: dict[str, str]) -> None:
+        super().__init__("reading it would run code that it names")
+        self.names = names
 
 
-Allowed: TypeAlias = "Callable[..., Any] | tuple[Callable[..., Any], str]"
-
-
-def allowed_objects(names: dict[str, None], extra: frozenset[str]) -> list[Allowed]:
-    """The objects behind the names that are let through, as ``torch.serialization.safe_globals`` takes them."""
-    known = _torch_allows()
-    found: list[Allowed] = []
-    for name in names:
-        if name not in known:
-            if name in extra:
-                look_here()
-            target = _resolve(name) if name in _HELPERS or name in extra else _module_class(name)
-            if target is not None:
-                found.append((target, name))
-    return found
-
-
-def read_pickle(data: bytes, extra: frozenset[str] = frozenset()) -> Reading:
-    """Follow a pickle with symbols.
+class Names:
+    """The names that one file uses, each looked up once.
 
     Args:
-        data: The pickle.
-        extra: Full names that the user lets through as well; they may be called.
+        extra: Full names that the user lets through as well.
     """
-    return _Machine(extra).run(data)
-
-
-class _Machine:
-    """The stack machine of ``pickle``, restricted to the instructions that torch's weights-only reader knows."""
 
     def __init__(self, extra: frozenset[str]) -> None:
         self._extra = extra
-        self._reading = Reading()
+        self._found: dict[str, Any] = {}
+        self._imports = 0
+
+    def find(self, name: str) -> Any:
+        """What a name stands for, ``None`` where it may not be used."""
+        if name not in self._found:
+            self._imports += name.rpartition(".")[0] not in sys.modules and is_known_home(name, self._extra)
+            if len(self._found) >= MOST_NAMES or self._imports > MOST_IMPORTS:
+                raise Refused(
+                    f"it names more than {MOST_NAMES:,} classes and functions, or those of more than {MOST_IMPORTS} "
+                    "modules that are not loaded yet; no network uses so many"
+                )
+            self._found[name] = found(name, self._extra)
+        return self._found[name]
+
+    def trusts(self, value: Any) -> bool:
+        """Whether the user let a class, a function, or the class of an object through."""
+        trusted = [self._found[name] for name in self._extra if name in self._found]
+        return any(value is known or type(value) is known for known in trusted)
+
+    def check(self, file: BinaryIO) -> None:
+        """Look up everything that the next pickle in a file names, so that all of it is refused at once.
+
+        Raises:
+            NamesRefused: Some of it may not be used.
+        """
+        named = dict.fromkeys(full_name(a) for opcode, a in _instructions(file) if opcode == "GLOBAL")
+        refused = {name: _reason(name) for name in named if self.find(name) is None}
+        if refused:
+            raise NamesRefused(refused)
+
+
+def _reason(name: str) -> str:
+    script = name.startswith("__main__.")
+    return "it was defined in the script that saved it" if script else "it is not known to be harmless"
+
+
+def _instructions(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    try:
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if number > MOST_STEPS:
+                raise Refused(f"it has more than {MOST_STEPS:,} instructions, which no saved network needs")
+            yield opcode.name, argument
+    except ValueError as error:
+        raise Refused(f"it is no pickle ({error})") from error
+
+
+class Reader:
+    """The stack machine of ``pickle``, with the instructions that ``torch.save`` writes.
+
+    Args:
+        named: Gives the storage that the pickle names.
+        rebuild: Makes everything but modules.
+        budget: What all of the file may take.
+        names: What it may use; what the user lets through is called as the file says.
+    """
+
+    def __init__(self, named: Callable[[Any], Any], rebuild: Rebuild, budget: Budget, names: Names) -> None:
+        self._named = named
+        self._rebuild = rebuild
+        self._budget = budget
+        self._names = names
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
 
-    def run(self, data: bytes) -> Reading:
+    def read(self, file: BinaryIO) -> Any:
+        """The object of the next pickle in a file."""
+        self._stack, self._marks, self._memo = [], [], {}
         try:
-            for opcode, argument, _ in pickletools.genops(data):
-                self._step(opcode.name, argument)
-        except Exception as error:
-            self._reading.refused["the pickle itself"] = f"it cannot be followed ({type(error).__name__}: {error})"
-        return self._reading
+            for name, argument in _instructions(file):
+                self._budget.spend(1)
+                self._step(name, argument)
+            return self._stack.pop()
+        except (IndexError, KeyError) as error:
+            raise Refused("it is a damaged pickle") from error
 
     def _step(self, name: str, argument: Any) -> None:
         stack = self._stack
-        if name == "GLOBAL":
-            stack.append(self._global(_full_name(argument)))
-        elif name == "REDUCE":
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(self._call(function, arguments))
-        elif name == "NEWOBJ":
-            arguments, cls = stack.pop(), stack.pop()
-            if not isinstance(cls, _Global) or (arguments != () and cls.name not in self._extra):
-                self._refuse(getattr(cls, "name", "an object"), "it is made in a way that torch.save does not use")
-            stack.append(_Made(getattr(cls, "name", "")))
-        elif name == "BUILD":
-            state = stack.pop()
-            if isinstance(stack[-1], _Global):
-                self._refuse(stack[-1].name, "the file would change it")
-            elif isinstance(stack[-1], _Made) and stack[-1].of == "functools.partial":
-                self._check_wrapped(state)
-        elif name == "BINPERSID":
-            stack[-1] = _Made("storage")
+        if name in _PLAIN:
+            stack.append(_PLAIN[name])
+        elif name in _ARGUMENT:
+            if type(argument) is int and not -_LONGEST_NUMBER <= argument <= _LONGEST_NUMBER:
+                raise Refused("it has a number that no network needs")
+            if type(argument) is str and len(argument) > MOST_PLAN_BYTES:
+                raise Refused("it has a text that is longer than any plan")
+            stack.append(argument)
+        elif name in _CONTAINER:
+            stack.append(_CONTAINER[name]())
         elif name in ("BINPUT", "LONG_BINPUT"):
             self._memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self._memo[argument])
-        elif name == "APPEND":
-            stack.pop()
-        elif name == "APPENDS":
-            self._pop_mark()
-        elif name == "SETITEM":
-            self._check_items(stack[-2:])
-            del stack[-2:]
-        elif name == "SETITEMS":
-            self._check_items(self._pop_mark())
-        elif name == "BINUNICODE":
-            stack.append(argument)
         elif name == "MARK":
-            self._marks.append(self._stack)
+            self._marks.append(stack)
             self._stack = []
         elif name == "TUPLE":
             items = tuple(self._pop_mark())
@@ -182,106 +158,109 @@ class _Machine:
             items = tuple(stack[-count:])
             del stack[-count:]
             stack.append(items)
-        elif name == "EMPTY_TUPLE":
-            stack.append(())
-        elif name in _PLAIN:
-            stack.append(None)
-        elif name not in ("PROTO", "STOP"):
-            self._refuse(f"the pickle instruction {name}", "torch.save does not use it")
-            raise ValueError(f"instruction {name}")
+        elif name in ("APPEND", "APPENDS"):
+            self._append([stack.pop()] if name == "APPEND" else self._pop_mark())
+        elif name in ("SETITEM", "SETITEMS"):
+            self._set_items([stack.pop(-2), stack.pop()] if name == "SETITEM" else self._pop_mark())
+        elif name == "GLOBAL":
+            stack.append(self._global(full_name(argument)))
+        elif name == "REDUCE":
+            arguments, function = stack.pop(), stack.pop()
+            stack.append(self._call(function, arguments))
+        elif name == "NEWOBJ":
+            arguments, cls = stack.pop(), stack.pop()
+            stack.append(self._new(cls, arguments))
+        elif name == "BUILD":
+            state = stack.pop()
+            self._set_state(stack[-1], state)
+        elif name == "BINPERSID":
+            stack.append(self._named(stack.pop()))
+        elif name != "STOP" and (name, argument) != ("PROTO", 2):
+            raise Refused(f"it uses the pickle instruction {name}, which torch.save does not write")
 
     def _pop_mark(self) -> list[Any]:
         items, self._stack = self._stack, self._marks.pop()
         return items
 
-    def _global(self, name: str) -> _Global:
-        self._reading.names[name] = None
-        if not self._is_allowed(name):
-            script = name.startswith("__main__.")
-            reason = "it was defined in the script that saved it" if script else "it is not known to be harmless"
-            self._refuse(name, reason)
-        return _Global(name)
+    def _append(self, items: list[Any]) -> None:
+        if type(self._stack[-1]) is not list:
+            raise Refused(f"it appends to a {type(self._stack[-1]).__name__}")
+        self._stack[-1].extend(items)
 
-    def _is_allowed(self, name: str) -> bool:
-        return name in _torch_allows() or name in _HELPERS or name in self._extra or _module_class(name) is not None
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) not in (dict, OrderedDict, Counter) or len(items) % 2:
+            raise Refused(f"it sets items of a {type(target).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[self._rebuild.check_key(key)] = value
 
-    def _call(self, function: Any, arguments: Any) -> _Made:
-        if not isinstance(function, _Global):
-            self._refuse("a computed function", "the file would call something that it does not name")
-            return _Made("")
-        name = function.name
-        if name == "functools.partial":
-            self._check_wrapped(arguments)
-        elif name not in _CALLABLE and name not in _torch_allows() and name not in self._extra:
-            self._refuse(name, "the file would call it; saved modules are made without calling their class")
-        elif not isinstance(arguments, tuple) or any(not self._may_be_passed(a) for a in arguments):
-            # Some of torch's functions call what they are given.
-            self._refuse(name, "it is called in a way that torch.save does not use")
-        return _Made(name)
+    def _global(self, name: str) -> Any:
+        target = self._names.find(name)
+        if target is None:
+            raise NamesRefused({name: _reason(name)})
+        return target
 
-    def _may_be_passed(self, argument: Any) -> bool:
-        """Whether a function may be given this: no class or function but those that torch gives its own."""
-        return not isinstance(argument, _Global) or argument.name in _torch_allows() or argument.name in self._extra
+    def _call(self, function: Any, arguments: Any) -> Any:
+        if callable(function) and self._names.trusts(function):
+            return function(*arguments)
+        if not isinstance(function, Rebuilt):
+            named = getattr(function, "__name__", "what it computed")
+            raise Refused(f"it would call {named}; saved networks are made without calling their classes")
+        return self._rebuild(function.name, arguments)
 
-    def _check_items(self, items: list[Any]) -> None:
-        """A module's state may not put anything in the place of what Python or PyTorch call by name."""
-        for key, value in zip(items[::2], items[1::2], strict=False):
-            called = isinstance(key, str) and (key == "forward" or (key.startswith("__") and key.endswith("__")))
-            if called and isinstance(value, (_Global, _Made)):
-                self._refuse(str(key), "the file would put something of its own in its place")
+    def _new(self, cls: Any, arguments: Any) -> Any:
+        if isinstance(cls, type) and self._names.trusts(cls):
+            return cls.__new__(cls, *arguments)
+        if not isinstance(cls, type) or issubclass(cls, torch.Tensor) or arguments != ():
+            raise Refused("it makes an object in a way that torch.save does not use")
+        self._budget.spend(4)
+        return cls.__new__(cls)
 
-    def _check_wrapped(self, arguments: Any) -> None:
-        """A partial is a call that is kept for later: of a layer or an activation, and of nothing else."""
-        wrapped = arguments[0] if isinstance(arguments, tuple) and arguments else None
-        if not isinstance(wrapped, _Global) or not wrapped.name.startswith(("torch.nn.", "torchvision.", "timm.")):
-            self._refuse("functools.partial", "it wraps something else than a layer")
-
-    def _refuse(self, name: str, reason: str) -> None:
-        self._reading.refused.setdefault(name, reason)
-
-
-_PLAIN = frozenset(
-    "NONE NEWTRUE NEWFALSE EMPTY_LIST EMPTY_DICT EMPTY_SET BININT BININT1 BININT2 BINFLOAT SHORT_BINSTRING "
-    "LONG1".split()
-)
-
-
-def _full_name(argument: str) -> str:
-    """The full name of a GLOBAL, which may carry Python 2's name of its module."""
-    module, _, name = argument.partition(" ")
-    if (module, name) in NAME_MAPPING:
-        module, name = NAME_MAPPING[(module, name)]
-    return f"{IMPORT_MAPPING.get(module, module)}.{name}"
+    def _set_state(self, made: Any, state: Any) -> None:
+        if self._names.trusts(made):
+            _set_as_pickle_does(made, state)
+        elif isinstance(made, partial):
+            try:
+                self._rebuild.set_partial(made, state)
+            except TypeError as error:
+                raise Refused("it gives a functools.partial a state that torch.save does not write") from error
+        elif type(state) is not dict or any(type(key) is not str for key in state):
+            raise Refused(f"it gives a {type(made).__name__} a state that torch.save does not write")
+        elif isinstance(made, nn.Module):
+            _check_loops(made, state)
+            self._budget.spend(len(state))
+            made.__setstate__(state)  # type: ignore[no-untyped-call]
+        elif type(made) is not OrderedDict:
+            # What somebody hung on an OrderedDict, such as the versions in a state dict, is left out.
+            _set_plain(made, state)
 
 
-def _torch_allows() -> frozenset[str]:
-    """Names that PyTorch lets every weights-only file use."""
-    return frozenset(torch._weights_only_unpickler._get_allowed_globals())
+def _check_loops(made: nn.Module, state: dict[str, Any]) -> None:
+    """These make lists for every layer while their state is set."""
+    layers = state.get("num_layers", 1)
+    if isinstance(made, nn.RNNBase) and not (type(layers) is int and layers <= MOST_LAYERS):
+        said = f"{layers:,}" if type(layers) is int else f"a {type(layers).__name__}"
+        raise Refused(f"it sets num_layers of a {type(made).__name__} to {said}")
 
 
-def _module_class(name: str) -> Any:
-    """The ``nn.Module`` subclass of exactly this name, if it is defined in a library that is known; else ``None``."""
-    module = name.rpartition(".")[0]
-    known = any(module == home or module.startswith(home + ".") for home in _MODULE_HOMES)
-    # ``__main__`` files run when they are imported.
-    if not known or "__" in name or not all(p.isidentifier() for p in name.split(".")):
-        return None
-    target = _resolve(name)
-    is_module = isinstance(target, type) and issubclass(target, nn.Module) and target.__module__ == module
-    # These compile code that they carry along.
-    return target if is_module and not issubclass(target, (torch.fx.GraphModule, torch.jit.ScriptModule)) else None
+def _set_plain(made: Any, state: dict[str, Any]) -> None:
+    """The state of a plain object of a library that is known."""
+    home = type(made).__module__
+    if isinstance(made, type) or not home.startswith("torchvision."):
+        raise Refused(f"it would change a {type(made).__name__}")
+    vars(made).update(state)
 
 
-def look_here() -> None:
-    """Find the user's own modules in the directory that they are in, behind everything that is installed."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+def _set_as_pickle_does(made: Any, state: Any) -> None:
+    if hasattr(made, "__setstate__"):
+        made.__setstate__(state)
+        return
+    plain, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+    vars(made).update(plain or {})
+    for name, value in (slots or {}).items():
+        setattr(made, name, value)
 
 
-def _resolve(name: str) -> Any:
-    """The object of that name, ``None`` where there is none."""
-    module, _, attribute = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), attribute, None)
-    except ImportError:
-        return None
+_PLAIN: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_ARGUMENT = frozenset("BININT BININT1 BININT2 BINFLOAT BINUNICODE SHORT_BINSTRING LONG1".split())
+_CONTAINER: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict}

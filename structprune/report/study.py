@@ -11,10 +11,23 @@ import torch
 from torch import nn
 
 import structprune
-from structprune import Comparison, Latency, LatencyOptions, NothingToPruneError, Plan, Stage, StructPruneError
+from structprune import (
+    Comparison,
+    FlopCount,
+    Latency,
+    LatencyOptions,
+    NothingToPruneError,
+    Plan,
+    Stage,
+    StructPruneError,
+)
+from structprune.report.limits import bounded_forward
 
 SCHEMA = 1
 _TOP_MODULES = 8
+# Where a pruned model carries its plan, in every file of one.
+_CARRIED = "_structprune_plan"
+_ASKED = ("ratio", "macs", "params", "latency", "speedup", "granularity")
 
 
 @dataclass
@@ -77,11 +90,45 @@ class Prunable:
 
 
 @dataclass
+class Pruned:
+    """What was taken away already, as the plan that the model carries says.
+
+    ``params`` and ``macs`` are before and after.
+    """
+
+    asked: str
+    params: tuple[int, int]
+    macs: tuple[int, int]
+    groups: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Pruned | None:
+        """What the model's plan says, ``None`` for one that was not pruned."""
+        if not hasattr(model, _CARRIED):
+            return None
+        plan = structprune.plan_of(model)
+        asked = [
+            ", ".join(f"{key} {step[key]}" for key in _ASKED if step.get(key) is not None)
+            for step in plan.settings.get("steps", [plan.settings])
+        ]
+        cut = sum(group.removed > 0 for group in plan.groups)
+        return cls(", then ".join(asked), plan.params, plan.macs, cut)
+
+    def __str__(self) -> str:
+        share = " and ".join(
+            f"{after / max(before, 1):.0%} of {before:,} {what}"
+            for what, (before, after) in (("parameters", self.params), ("MACs", self.macs))
+        )
+        return f"already pruned by structprune ({self.asked}): {self.groups} groups lost channels; {share} are left"
+
+
+@dataclass
 class Report:
     """All that is known of a model so far; every key of the JSON."""
 
     model: str
     source: str
+    pruned: Pruned | None = None
     inputs: str = ""
     params: int = 0
     param_bytes: int = 0
@@ -134,7 +181,8 @@ class Wishes:
 def study(report: Report, model: nn.Module, example_inputs: Any, wishes: Wishes, progress: Progress) -> None:
     """Fill a report; what is in it stays true if this is interrupted."""
     progress.step("counting")
-    count = structprune.count_flops(model, example_inputs)
+    report.pruned = Pruned.of(model)
+    count = count_bounded(model, example_inputs)
     report.inputs, report.params, report.param_bytes = count.inputs, count.params, count.param_bytes
     report.macs, report.flops, report.uncounted = count.macs, count.flops, count.uncounted
     report.modules = _top_modules(count.by_module)
@@ -158,6 +206,12 @@ def study(report: Report, model: nn.Module, example_inputs: Any, wishes: Wishes,
                 add(result, structprune.compare(model, pruned, example_inputs, **_options(wishes, batch_size)))
             report.ratios.append(result)
     report.verdict = verdict(report)
+
+
+def count_bounded(model: nn.Module, example_inputs: Any) -> FlopCount:
+    """Count a model whose sizes may ask for more than any memory holds: this forward, on no numbers, is the first."""
+    with bounded_forward(example_inputs):
+        return structprune.count_flops(model, example_inputs)
 
 
 def add(result: RatioResult, comparison: Comparison) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +27,8 @@ def milliseconds(seconds: float) -> str:
 
 def show(report: Report, console: Console) -> None:
     """Print all that the report holds."""
+    if report.pruned:
+        console.print(f"  {report.pruned}")
     if report.params:
         _show_costs(report, console)
     if report.ratios:
@@ -36,34 +37,32 @@ def show(report: Report, console: Console) -> None:
         _show_groups(report, console)
     if report.uncounted:
         named = ", ".join(f"{name} ({n} times)" for name, n in report.uncounted.items())
-        console.print(f"\nNot counted, because no formula is known: {named}.", highlight=False)
+        console.print(f"\nNot counted, because no formula is known: {named}.")
     for note in report.notes:
-        console.print(f"\n{note}", highlight=False)
+        console.print(f"\n{note}")
     if report.interrupted:
         console.print("\nInterrupted: the above is what was known.", style="yellow")
     if report.verdict:
-        console.print(f"\n{report.verdict}", style="bold", highlight=False, markup=False)
+        console.print(f"\n{report.verdict}", style="bold")
     _, _, details = report.nothing.partition("\n")
     if details:
-        console.print(details, highlight=False, markup=False)
+        console.print(details)
 
 
 def _show_costs(report: Report, console: Console) -> None:
     console.print(
         f"  {report.params:,} parameters, {scaled(report.macs)}MACs ({scaled(report.flops)}FLOPs) with {report.inputs}",
-        highlight=False,
     )
     for timing in report.latency:
         batch = f", batch of {timing.batch_size}" if timing.batch_size else ""
         console.print(
             f"  {milliseconds(timing.median)} a forward{batch} "
             f"(p10 {milliseconds(timing.p10)}, p90 {milliseconds(timing.p90)})",
-            highlight=False,
         )
         if timing.busy:
-            console.print(f"  not to be trusted: {timing.busy}", style="yellow", highlight=False)
+            console.print(f"  not to be trusted: {timing.busy}", style="yellow")
     if report.circumstances:
-        console.print(f"  on {report.circumstances}", highlight=False)
+        console.print(f"  on {report.circumstances}")
     if any(module.macs for module in report.modules):
         table = Table("where", "kind", box=None, padding=(0, 2, 0, 0), header_style="dim")
         for title in ("parameters", "MACs", "share"):
@@ -93,12 +92,12 @@ def _show_ratios(report: Report, console: Console) -> None:
     console.print(table)
     for result in report.ratios:
         if result.busy:
-            console.print(f"{result.ratio:g}: {result.verdict}", style="yellow", highlight=False)
+            console.print(f"{result.ratio:g}: {result.verdict}", style="yellow")
     last = next((r for r in reversed(report.ratios) if r.causes and not r.busy), None)
     if last is not None:
         console.print(f"Why {last.ratio:g} gives {last.speedup:.2f} and not {last.theoretical_speedup:.2f}:")
         for cause in last.causes:
-            console.print(f"- {cause}", highlight=False)
+            console.print(f"- {cause}")
 
 
 def _measured(result: RatioResult) -> tuple[str, str, str]:
@@ -116,14 +115,14 @@ def _show_groups(report: Report, console: Console) -> None:
     roles = Counter(group.role for group in report.groups)
     console.print("\nWhat can go", style="bold")
     for role, number in roles.most_common():
-        console.print(f"  {number} group{'s' * (number != 1)} of channels: {role}", highlight=False)
+        console.print(f"  {number} group{'s' * (number != 1)} of channels: {role}")
     if not report.groups:
         console.print("  nothing")
     if report.frozen:
         console.print("What must stay, and why", style="bold")
         for reason, names in list(_by_reason(report.frozen).items())[:_MOST_FROZEN]:
             shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-            console.print(f"  {shown}: {reason}", highlight=False)
+            console.print(f"  {shown}: {reason}")
 
 
 def _by_reason(frozen: dict[str, str]) -> dict[str, list[str]]:
@@ -131,9 +130,3 @@ def _by_reason(frozen: dict[str, str]) -> dict[str, list[str]]:
     for name, reason in frozen.items():
         reasons.setdefault(reason, []).append(name)
     return dict(sorted(reasons.items(), key=lambda item: len(item[1]), reverse=True))
-
-
-def console_for(*, quiet: bool, stderr: bool = False) -> Console:
-    """A console, silent if the user wants it so."""
-    options: dict[str, Any] = {"stderr": stderr, "quiet": quiet, "highlight": False, "markup": False, "emoji": False}
-    return Console(**options)

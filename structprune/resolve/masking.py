@@ -40,6 +40,13 @@ class UnprovableError(Exception):
     """A mixing operator has no surrogate."""
 
 
+def double_of(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the same kind in double precision; integers and booleans as they are."""
+    if dtype.is_complex:
+        return torch.complex128
+    return torch.float64 if dtype.is_floating_point else dtype
+
+
 def in_double(arguments: Any) -> Any:
     """The arguments of an operator that is to compute in float64 though the forward asks for less (norms often do)."""
     if isinstance(arguments, dict):
@@ -47,9 +54,9 @@ def in_double(arguments: Any) -> Any:
     if isinstance(arguments, (list, tuple)):
         return type(arguments)(in_double(value) for value in arguments)
     if isinstance(arguments, torch.dtype):
-        return torch.float64 if arguments.is_floating_point else arguments
-    if isinstance(arguments, torch.Tensor) and arguments.is_floating_point() and arguments.dtype != torch.float64:
-        return arguments.double()  # an input that a callable makes
+        return double_of(arguments)
+    if isinstance(arguments, torch.Tensor) and arguments.dtype != double_of(arguments.dtype):
+        return arguments.to(double_of(arguments.dtype))  # an input that a callable makes
     return arguments
 
 
@@ -180,7 +187,7 @@ def _sum(x: torch.Tensor, dims: list[int], keepdim: bool) -> torch.Tensor:
 
 
 def _squares(x: torch.Tensor, dims: list[int], keepdim: bool) -> torch.Tensor:
-    return (x * x).sum(dims, keepdim)
+    return (x * x.conj()).real.sum(dims, keepdim) if x.is_complex() else (x * x).sum(dims, keepdim)
 
 
 _SOFT = Surrogate(function=lambda a: torch.tanh(a["self"]))

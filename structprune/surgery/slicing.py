@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.errors import ModelError, PlanError
+from structprune.errors import PlanError
 from structprune.graph.slices import Ids
 from structprune.meta.replica import TensorMap, duplicate, held_tensors, is_kept_by_device, like_parameter, walk
 from structprune.surgery.attributes import read_held, write_held
 from structprune.surgery.cut import AttributeChange, Cut
+from structprune.surgery.graphs import check_unused
 from structprune.surgery.optimizer_state import cut_states
 from structprune.surgery.selection import sliced
 
@@ -104,7 +105,7 @@ def cut_in_place(
     """
     tensors, modules = held_tensors(model), dict(walk(model))
     states = cut_states(optimizer, tensors, cut) if optimizer is not None else []
-    _check_unused(tensors[name] for name in cut.changed)
+    check_unused(tensors[name] for name in cut.changed)
     # All that can fail for want of memory happens before the first change.
     new = {name: cut_values(name, tensors[name], cut) for name in cut.changed}
     grads = {
@@ -154,20 +155,6 @@ def _plain_attributes(modules: Iterable[nn.Module]) -> dict[int, list[tuple[dict
             if type(value) is torch.Tensor:
                 found.setdefault(id(value), []).append((held, name))
     return found
-
-
-def _check_unused(tensors: Iterable[torch.Tensor]) -> None:
-    """Autograd remembers the shape of a parameter as long as a graph that reads it lives."""
-    if any(isinstance(t, nn.Parameter) and t.requires_grad and _holders(t) > 1 for t in tensors):
-        raise ModelError(
-            "The graph of an earlier forward is still alive (an output or a loss of this model), and its backward "
-            "would expect the old shapes: delete those tensors first, or prune a copy (inplace=False)."
-        )
-
-
-def _holders(tensor: torch.Tensor) -> int:
-    """How many owners in C++ a tensor has: Python itself, and every graph that read it."""
-    return int(tensor._use_count())  # type: ignore[attr-defined]
 
 
 def set_attributes(model: nn.Module, changes: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,13 +16,16 @@ from torch import nn
 from typing_extensions import TypedDict, Unpack
 
 from structprune.checkpoint.writing import in_place_of
-from structprune.errors import OptionError
+from structprune.errors import OptionError, brief
 from structprune.transfer.batches import Batches, outputs_of
 from structprune.transfer.curve import LearningCurve, Point
 from structprune.transfer.meter import ComputeMeter
 from structprune.transfer.task import Task, new_head
 
 _EVALUATIONS = 8
+# How a file of torch.save begins; what holds its parts together stands at the end.
+_ZIP = b"PK\3\4"
+_log = logging.getLogger("structprune")
 OptimizerMaker = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -39,7 +44,8 @@ class FinetuneOptions(TypedDict, total=False):
         autocast: A dtype for mixed precision, such as ``torch.bfloat16``. Default: none.
         accelerator: An ``accelerate.Accelerator``, for several devices, as ``torchrun`` or ``accelerate launch`` starts
             them: every process takes its share of the data, FLOPs are those of all of them.
-        checkpoint: A file that the run is stored in at every evaluation, and taken up from.
+        checkpoint: A file that the run is stored in at every evaluation, and taken up from. Where it was cut short,
+            the run begins anew.
         progress: Whether to show a bar. Default ``False``.
     """
 
@@ -249,7 +255,9 @@ class _Run:
     def _resume(self) -> None:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
-        document = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        document = _read_checkpoint(self.checkpoint, self.device)
+        if document is None:
+            return
         if document["budget"] != self.budget:
             raise OptionError(
                 f"{self.checkpoint} is of a run with budget_flops={document['budget']:.6g}, this one has "
@@ -262,6 +270,28 @@ class _Run:
         self.meter.load_state_dict(document["meter"])
         self.scaler.load_state_dict(document["scaler"])
         torch.set_rng_state(document["random"].cpu())
+
+
+def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """What a run stored; none where the file was cut short, so that the run begins anew.
+
+    Raises:
+        OptionError: The file is no checkpoint of a run, and would be overwritten.
+    """
+    try:
+        document = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # zip, pickle and PyTorch have an error of their own each
+        with path.open("rb") as file:
+            begins = file.read(len(_ZIP))
+        if not begins.strip(b"\0") or (_ZIP.startswith(begins) and not zipfile.is_zipfile(path)):
+            _log.warning("%s was cut short: the run begins anew (%s)", path, brief(error))
+            return None
+        raise OptionError(
+            f"{path} is no checkpoint of finetune ({brief(error)}): give another file, or delete it."
+        ) from error
+    if not isinstance(document, dict) or not {"model", "optimizer", "points", "budget"} <= document.keys():
+        raise OptionError(f"{path} is no checkpoint of finetune: give another file, or delete it.")
+    return document
 
 
 def _sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -24,7 +24,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from structprune.checkpoint.writing import in_place_of
-from structprune.errors import OptionError
+from structprune.errors import OptionError, brief
 from structprune.plan.options import PruningOptions
 from structprune.transfer.curve import LearningCurve
 from structprune.transfer.cut import DENSE, Cut, network_of
@@ -110,7 +110,7 @@ def sweep(
         shared = _Shared(model, tuple(tasks), example_inputs, pruning or {}, prepare, dict(options))
         payload = folder / "shared.pt"
         _write(payload, shared)
-        pending = [job for job in jobs if not _is_done(folder / f"{job.name}.json")]
+        pending = [job for job in jobs if not isinstance(_stored(folder / f"{job.name}.json"), LearningCurve)]
         for done, (job, outcome) in enumerate(_outcomes(str(payload), pending, executor), start=1):
             _store(folder / f"{job.name}.json", {"job": asdict(job), **outcome})
             _log.info("[%d/%d] %s: %s", done, len(pending), job.name, outcome.get("failed", "done"))
@@ -216,24 +216,31 @@ def _write(path: Path, shared: _Shared) -> None:
         torch.save(shared, partial)
 
 
-def _is_done(path: Path) -> bool:
-    """Whether a run has a curve; one that failed is tried again."""
-    return path.exists() and "curve" in json.loads(path.read_text())
+def _stored(path: Path) -> LearningCurve | str | None:
+    """The curve that a run left, or why it failed; none where there is no result, or one that was cut short."""
+    if not path.exists():
+        return None
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return LearningCurve.from_dict(document["curve"]) if "curve" in document else str(document["failed"])
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        _log.warning("%s is damaged, and its run is made again (%s)", path, brief(error))
+        return None
 
 
 def _store(path: Path, document: dict[str, Any]) -> None:
     with in_place_of(path) as partial:
-        partial.write_text(json.dumps(document))
+        partial.write_text(json.dumps(document), encoding="utf-8")
 
 
 def _gathered(folder: Path, jobs: Sequence[Job]) -> Frontier:
     curves, failures = [], []
     for job in jobs:
-        document = json.loads((folder / f"{job.name}.json").read_text())
-        if "curve" in document:
-            curves.append(LearningCurve.from_dict(document["curve"]))
+        found = _stored(folder / f"{job.name}.json")
+        if isinstance(found, LearningCurve):
+            curves.append(found)
         else:
-            failures.append(Failure(job.task, job.ratio, job.granularity, job.seed, document["failed"]))
+            failures.append(Failure(job.task, job.ratio, job.granularity, job.seed, found or "its result was lost"))
     return Frontier(tuple(curves), tuple(failures))
 
 

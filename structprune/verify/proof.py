@@ -12,10 +12,13 @@ from torch import nn
 
 from structprune.errors import PlanError
 from structprune.graph.checks import check_model
+from structprune.graph.discovery import is_float
 from structprune.graph.session import Session
 from structprune.inputs import Invocations
 from structprune.meta.replica import duplicate, held_tensors, walk
+from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import Plan, carried_plan, plan_of
+from structprune.resolve.masking import double_of
 from structprune.surgery.slicing import cut_values
 from structprune.verify.runs import CannotCompareError, DiffersError, Runs, compared, cut_alike, doubled, is_finite
 
@@ -65,6 +68,7 @@ class Proof:
         return f"{verdict} (largest error {self.max_error:.1e}, power {self.power:.1e}{mixed}{covers})"
 
 
+@ordinary_tensors()
 def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Proof:
     """Compare a pruned model with the dense one whose removed channels are masked.
 
@@ -212,24 +216,32 @@ def _randomised(model: nn.Module, gain: float) -> nn.Module:
 
 
 def _random(_name: str, tensor: torch.Tensor, *, gain: float, generator: torch.Generator) -> torch.Tensor:
-    if not tensor.is_floating_point():
+    if not is_float(tensor):
         return doubled(tensor)
+    parts = (tensor.detach().real, tensor.detach().imag) if tensor.is_complex() else (tensor.detach(),)
+    learnt = isinstance(tensor, nn.Parameter)
+    made = [_random_weight(part, gain, generator) if learnt else _moved(part, generator) for part in parts]
+    values = (torch.complex(*made) if tensor.is_complex() else made[0]).to(tensor.device)
+    return nn.Parameter(values) if learnt else values
+
+
+def _random_weight(tensor: torch.Tensor, gain: float, generator: torch.Generator) -> torch.Tensor:
     noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-    if not isinstance(tensor, nn.Parameter):
-        values = tensor.detach().double().cpu()
-        # Statistics: a variance stays positive, a mean does not stay zero.
-        positive = bool((values > 0).all())
-        return (values * (0.5 + noise) if positive else values + noise - 0.5).to(tensor.device)
     if tensor.ndim > 1:
-        fan_in = max(1, tensor.numel() // tensor.shape[0])
-        values = (noise - 0.5) * gain * (12 / fan_in) ** 0.5
-    else:
-        values = (noise + 0.5) * torch.where(noise * 1e6 % 1 < 0.3, -1.0, 1.0)
-    return nn.Parameter(values.to(tensor.device))
+        scale: float = gain * (12 / max(1, tensor.numel() // tensor.shape[0])) ** 0.5
+        return (noise - 0.5) * scale
+    return (noise + 0.5) * torch.where(noise * 1e6 % 1 < 0.3, -1.0, 1.0)
+
+
+def _moved(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Statistics: a variance stays positive, a mean does not stay zero."""
+    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    values = tensor.double().cpu()
+    return values * (0.5 + noise) if bool((values > 0).all()) else values + noise - 0.5
 
 
 def _random_input(tensor: torch.Tensor) -> torch.Tensor:
-    if not tensor.is_floating_point():
+    if not is_float(tensor):
         return tensor
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+    return torch.randn(tensor.shape, generator=generator, dtype=double_of(tensor.dtype)).to(tensor.device)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from structprune.errors import StructPruneError, brief
+from structprune.graph.discovery import is_float
 from structprune.graph.record import Record
 from structprune.graph.session import follow, labels_of
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
@@ -19,7 +20,7 @@ from structprune.meta.replica import duplicate, held_tensors
 from structprune.meta.signature import tensors_of
 from structprune.plan.plan import Plan
 from structprune.plan.planned import Planned, kept_along
-from structprune.resolve.masking import MaskedRun, UnprovableError, run_in_double
+from structprune.resolve.masking import MaskedRun, UnprovableError, double_of, run_in_double
 from structprune.resolve.replay import DivergenceError, Replay
 from structprune.surgery.slicing import equal_values
 
@@ -149,9 +150,7 @@ def cut_alike(pruned: nn.Module, dense: nn.Module, plan: Plan) -> nn.Module:
 
 def doubled(tensor: torch.Tensor) -> torch.Tensor:
     """A copy, in float64 or complex128 if it holds numbers that are computed with."""
-    if tensor.is_complex():
-        return tensor.detach().to(torch.complex128)
-    return tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()
+    return tensor.detach().to(double_of(tensor.dtype), copy=not is_float(tensor))
 
 
 def check_shapes(masked: list[torch.Tensor], cut: list[torch.Tensor]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from structprune.graph.discovery import Discovery
+from structprune.graph.discovery import Discovery, is_float
 from structprune.graph.record import Choice, Record
 from structprune.graph.session import follow
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
@@ -175,7 +175,7 @@ def _sliced(tensor: torch.Tensor, labels: Labels, present: Mask) -> torch.Tensor
 def _masked(tensor: torch.Tensor, labels: Labels, present: Mask) -> torch.Tensor:
     tensor = tensor.clone()
     for dim, ids in enumerate(labels):
-        if ids is not None and tensor.dtype.is_floating_point:
+        if ids is not None and is_float(tensor):
             tensor.index_fill_(dim, torch.from_numpy(np.flatnonzero(~present[ids])), 0.0)
     return tensor
 
@@ -204,5 +204,6 @@ def _through_surrogates(
 def _compare(case: Case, small: torch.Tensor, big: torch.Tensor) -> None:
     if small.shape != big.shape:
         raise ContractBroken(f"{case.name}: op(slice(x)) is {list(small.shape)}, slice(op(x)) {list(big.shape)}")
-    if not torch.allclose(small.double(), big.double(), rtol=1e-5, atol=1e-5, equal_nan=True):
+    small, big = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (small, big))
+    if not torch.allclose(small, big, rtol=1e-5, atol=1e-5, equal_nan=True):
         raise ContractBroken(f"{case.name}: op(slice(x)) and slice(op(x)) differ")

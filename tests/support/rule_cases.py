@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,11 @@ def fixed(*shape: int) -> torch.Tensor:
 def indices(*shape: int) -> torch.Tensor:
     """A constant of indices 0, 1, 0, 1, ..."""
     return (torch.arange(int(torch.Size(shape).numel())) % 2).reshape(shape)
+
+
+def complex_numbers(shape: Sequence[int]) -> torch.Tensor:
+    """Complex entries."""
+    return torch.randn(*shape, dtype=torch.complex64)
 
 
 ALL3 = ("0.0", "0.1", "0.2")
@@ -177,6 +183,18 @@ CONTRACTION = [
     Case("dot", lambda a, b: torch.dot(a, b), ((6,), (6,)), ("0.0", "1.0")),
     Case("vdot", lambda a, b: torch.vdot(a, b), ((6,), (6,)), ("0.0", "1.0")),
     Case("einsum", lambda a, b: torch.einsum("bic,oc->bio", a, b), ((4, 5, 6), (8, 6)), ("0.0", "0.2", "1.0", "1.1")),
+    *(
+        Case(f"{name} of complex numbers", function, shapes, free, make=complex_numbers)
+        for name, function, shapes, free in (
+            ("mm", lambda a, b: a @ b.mH, ((4, 6), (8, 6)), ("0.0", "0.1", "1.0", "1.1")),
+            ("einsum", lambda a, b: torch.einsum("bix,iox->box", a, b), ((3, 6, 4), (6, 8, 4)), ("0.0", "0.1", "0.2", "1.0", "1.1", "1.2")),
+            ("addmm", lambda b, x, w: torch.addmm(b, x, w.t()).abs(), ((8,), (4, 6), (8, 6)), ("0.0", "1.0", "1.1", "2.0", "2.1")),
+            ("conv2d", _conv(2), ((2, 6, 7, 7), (8, 6, 3, 3), (8,)), ("0.0", "0.1", "1.0", "1.1", "2.0")),
+            ("pointwise", lambda x, y: torch.view_as_real(x.conj() * y.sgn() + x.imag), PAIR, PAIRED),
+            ("mean", lambda x: x.mean(1), X, ALL3),
+            ("var", lambda x: x.var(1), X, ALL3),
+        )
+    ),
     Case("mm constant", lambda a: a @ fixed(6, 5), ((4, 6),), ("0.0",)),
     Case(
         "attention",
@@ -184,7 +202,7 @@ CONTRACTION = [
         ((2, 4, 3, 8), (2, 4, 5, 8), (2, 4, 5, 8)),
         ("0.0", "0.1", "0.2", "0.3", "1.0", "1.1", "1.3", "2.0", "2.1", "2.3"),
     ),
-]
+]  # fmt: skip
 
 _BN = (("0.0", "0.1", "0.2", "1.0", "2.0", "3.0", "4.0"), ((4, 6, 5), (6,), (6,), (6,), (6,)))
 
@@ -370,6 +388,8 @@ MOVEMENT = [
     Case("view inner", lambda x: x.view(x.shape[0], 2, -1), ((4, 6),), ("0.0", "0.1"), "dim 1"),
     Case("view outer", lambda x: x.view(x.shape[0], -1, 3), ((4, 6),), ("0.0", "0.1"), "dim 0"),
     Case("view frozen", lambda x: x.view(x.shape[0], 2, 3), ((4, 6),), ("0.0",), "frozen"),
+    Case("view of nothing", lambda x: x[:0].view(0, x.shape[1], x.shape[2]), X, ALL3),
+    Case("view of nothing split", lambda x: x[:, :, :0].view(x.shape[0], 2, 3, 0), X, ("0.2",)),
     Case("unsafe view", lambda x: aten._unsafe_view(x, [x.shape[0], x.shape[1], 1, x.shape[2]]), X, ALL3),
     Case("view copy", lambda x: aten.view_copy(x, [*x.shape, 1]), X, ALL3),
     Case("reshape alias", lambda x: aten._reshape_alias(x, list(x.shape), list(x.stride())), X, ALL3),
@@ -448,12 +468,13 @@ PIECES = [
     Case("slice copy", lambda x: aten.slice_copy(x, 1, 0, x.shape[1] // 2), X, ALL3, "free"),
     Case("pad channels", lambda x: F.pad(x, (0, 0, 2, 1)), X, ALL3),
     Case("pad negative", lambda x: F.pad(x, (0, 0, -1, 0)), X, ("0.0", "0.2")),
-    Case("slice_scatter", lambda x, y: aten.slice_scatter(x, y, 1, 0, 6), PAIR, ()),
-    Case("select_scatter", lambda x, y: aten.select_scatter(x, y, 1, 0), ((4, 6), (4,)), ()),
-    Case("diagonal_scatter", lambda x, y: aten.diagonal_scatter(x, y), ((6, 6), (6,)), ()),
+    Case("slice_scatter", lambda x, y: aten.slice_scatter(x, y, 1, 0, 6), PAIR, ("0.0", "0.2", "1.0", "1.2")),
+    Case("slice_scatter of a stretch", lambda x, y: aten.slice_scatter(x, y, 1, 2, 5), ((4, 6, 5), (4, 3, 5)), ("0.0", "0.2", "1.0", "1.2")),
+    Case("select_scatter", lambda x, y: aten.select_scatter(x, y, 1, 0), ((4, 6, 5), (4, 5)), ("0.0", "0.2", "1.0", "1.1")),
+    Case("diagonal_scatter", lambda x, y: aten.diagonal_scatter(x, y, 0, 2, 0), ((6, 4, 6), (4, 6)), ("0.1", "1.0")),
     Case("slice_backward", lambda x: aten.slice_backward(x, [4, 8, 5], 1, 0, 6, 1), X, ()),
     Case("select_backward", lambda x: aten.select_backward(x, [4, 6, 3, 5], 2, 0), X, ()),
-]
+]  # fmt: skip
 
 CREATION = [
     *(
@@ -488,6 +509,13 @@ CREATION = [
     Case("multinomial", lambda x: torch.multinomial(x, 1).float() * 0, ((4, 6),), (), make=positive),
 ]
 
+
+def alike(dim: int, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """An index along one dimension of ``x``, repeated along the others."""
+    shape = [-1 if d == dim else 1 for d in range(x.ndim)]
+    return index.view(shape).expand([-1 if d == dim else size for d, size in enumerate(x.shape)])
+
+
 INDEXING = [
     Case("select", lambda x: x[:, 2], X, ("0.0", "0.2")),
     Case("unbind", lambda x: x.unbind(1), X, ("0.0", "0.2")),
@@ -506,14 +534,39 @@ INDEXING = [
         ("0.2",),
     ),
     Case("gather", lambda x: x.gather(1, indices(4, 2, 5)), X, ()),
+    Case("gather whole slices", lambda x: x.gather(1, alike(1, x, indices(4))), X, ("0.0", "0.2")),
+    Case("gather by a table", lambda x, i: x.gather(1, i % 6), PAIR, ("0.0", "0.2", "1.0", "1.1", "1.2"), make=integers),
     Case("scatter", lambda x: x.scatter(1, indices(4, 2, 5), 1.0), X, ()),
-    Case("scatter_add", lambda x, y: x.scatter_add(1, indices(4, 6, 5), y), PAIR, ()),
-    Case("scatter_reduce", lambda x, y: x.scatter_reduce(1, indices(4, 6, 5), y, "sum"), PAIR, ()),
-    Case("index_put", lambda x: x.index_put((indices(2),), torch.tensor(1.0)), X, ()),
+    Case("scatter a number", lambda x: x.scatter(1, alike(1, x, indices(6)), 1.0), X, ("0.0", "0.2")),
+    Case("scatter multiplied", lambda x: x.scatter(1, alike(1, x, indices(6)), 2.0, reduce="multiply"), X, ("0.0", "0.2")),
+    Case("scatter in part", lambda x, y: x.scatter(1, alike(1, x, indices(6))[:, :, :2], y), PAIR, ("0.0", "1.0")),
+    *(
+        Case(name, lambda x, y, f=function: f(x, 1, alike(1, x, indices(6)), y), PAIR, ("0.0", "0.2", "1.0", "1.2"))
+        for name, function in (
+            ("scatter of a tensor", torch.scatter),
+            ("scatter_add", torch.scatter_add),
+            ("scatter_reduce", partial(torch.scatter_reduce, reduce="amax")),
+        )
+    ),
+    Case("scatter_add by an index that differs", lambda x, y: x.scatter_add(1, indices(4, 6, 5), y), PAIR, ()),
+    Case("scatter_add along channels", lambda x, y: x.scatter_add(-1, alike(2, x, indices(5)), y), PAIR, ("0.0", "0.1", "1.0", "1.1")),
+    Case("index_put", lambda x: x.index_put((indices(2),), torch.tensor(1.0)), X, ("0.1", "0.2")),
+    Case("index_put in the middle", lambda x, y: aten.index_put(x, [None, indices(2)], y), ((4, 6, 5), (2, 5)), ("0.0", "0.2", "1.1")),
+    Case("index_put of constants", lambda x: x.index_put((indices(2),), fixed(2, 6, 1)), X, ("0.2",)),
+    Case("index_put apart", lambda x, y: aten.index_put(x, [indices(2), None, indices(2)], y), ((4, 6, 5), (2, 6)), ("0.1", "1.1")),
+    Case("index_put added", lambda x, y: x.index_put((indices(2),), y, accumulate=True), ((4, 6, 5), (2, 6, 5)), ("0.1", "0.2", "1.1", "1.2")),
+    Case("index_put by mask", lambda x: x.index_put((x > 0,), torch.tensor(7.0)), X, ALL3),
+    Case("index_put by mask of rows", lambda x: x.index_put((fixed(4, 6) > 0.5,), torch.ones(1)), X, ("0.2",)),
+    Case("index_put by mask of many", lambda x, y: x.index_put((fixed(4) > 0,), y), PAIR, ("0.1", "0.2", "1.1", "1.2")),
     Case("index_add", lambda x, y: x.index_add(1, indices(6), y), PAIR, ("0.0", "0.2", "1.0", "1.2")),
     Case("index_copy", lambda x, y: x.index_copy(1, torch.arange(6), y), PAIR, ("0.0", "0.2", "1.0", "1.2")),
+    Case("index_reduce", lambda x, y: x.index_reduce(1, indices(6), y, "amax"), PAIR, ("0.0", "0.2", "1.0", "1.2")),
+    Case("index_fill", lambda x: x.index_fill(1, indices(2), 3.0), X, ("0.0", "0.2")),
     Case("masked_scatter", lambda x, y: x.masked_scatter(fixed(6, 5) > 0.5, y), PAIR, ()),
-]
+    Case("masked_scatter of rows", lambda x, y: x.masked_scatter(fixed(4, 6, 1) > 0.5, y), ((4, 6, 5), (24, 5)), ("0.2", "1.1")),
+    Case("masked_scatter expanded", lambda x, y: x.masked_scatter((fixed(4, 6, 1) > 0.5).expand_as(x), y), ((4, 6, 5), (24, 5)), ("0.2", "1.1")),
+    Case("masked_scatter by a mask that differs", lambda x, y: x.masked_scatter(fixed(4, 6, 1).expand_as(x) + x > 0.5, y), ((4, 6, 5), (24, 5)), ()),
+]  # fmt: skip
 
 OUTSIDE = [
     Case("structprune::leaves", lambda x: (torch.ops.structprune.leaves(x, "a test"), x * 2)[1], X, ()),

@@ -10,6 +10,7 @@ from structprune.graph.rules import (
     pieces,
     reduction,
     spatial,
+    writing,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "pieces",
     "reduction",
     "spatial",
+    "writing",
 ]

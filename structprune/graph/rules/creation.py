@@ -12,10 +12,19 @@ from structprune.graph.slices import Labels
     "new_ones", "new_zeros", "new_empty_strided", "scalar_tensor", "empty_permuted",
 )  # fmt: skip
 def uniform(call: Call) -> Labels:
-    """All entries are alike, or drawn alike: no position is special."""
-    return tuple(
+    """All entries are alike, or drawn alike: no position is special; what a seed decides is a table."""
+    labels = tuple(
         call.fresh(size) if dense > 1 else None for size, dense in zip(call.out.shape, call.out_shape(), strict=True)
     )
+    freeze_if_seeded(call, labels)
+    return labels
+
+
+def freeze_if_seeded(call: Call, labels: Labels) -> None:
+    """Numbers that a generator of the forward's own draws are the same every time, each at its place."""
+    if "generator" in call and call["generator"] is not None:
+        for ids in labels:
+            call.freeze(ids, "is drawn by a generator with a seed of its own")
 
 
 @rule("empty_like", "full_like", "ones_like", "zeros_like", "rand_like", "randn_like", "randint_like")

@@ -8,6 +8,7 @@ import torch
 
 from structprune.graph.call import Call
 from structprune.graph.operators import rule
+from structprune.graph.rules.creation import freeze_if_seeded
 from structprune.graph.slices import Ids, Labels
 from structprune.meta.watch import LEAVES
 
@@ -31,6 +32,7 @@ _POINTWISE = """
 def unary(call: Call) -> Labels | list[Labels]:
     """``y[i] = f(x[i])``, with parameters that may be tensors: the labels pass."""
     labels = meet(call, call.tensors, call.out_shape()) if len(call.tensors) > 1 else call.labels(call.tensors[0])
+    freeze_if_seeded(call, labels)
     if isinstance(call.out, tuple):
         # A mask or buffer beside the result; some backends leave it empty.
         return [labels if t.shape == call.out[0].shape else (None,) * t.ndim for t in call.out]

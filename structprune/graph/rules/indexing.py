@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from structprune.graph.call import Call, normalised
 from structprune.graph.operators import rule
 from structprune.graph.slices import Ids, Labels
 
-_MASKS = (torch.bool, torch.uint8)
+MASKS = (torch.bool, torch.uint8)
 
 
 @rule("select")
@@ -44,27 +46,42 @@ def advanced_index(call: Call) -> Labels:
     x = call["self"]
     indices: list[torch.Tensor | None] = list(call["indices"])
     labels = call.labels(x)
-    used = [d for d, index in enumerate(indices) if index is not None]
-    for dim, index in enumerate(indices):
+    for dim in covered_dims(indices):
+        call.freeze(labels[dim], "is indexed by position")
+    for index in indices:
+        for ids in () if index is None else call.labels(index):
+            call.freeze(ids, "is an index")
+    places = picked(call, x, indices)
+    return tuple(None if d is None else labels[d] for d in places)
+
+
+def covered_dims(indices: Sequence[torch.Tensor | None]) -> list[int]:
+    """The dimensions that indices stand for: a mask covers as many as it has."""
+    covered: list[int] = []
+    at = 0
+    for index in indices:
+        width = index.ndim if index is not None and index.dtype in MASKS else 1
         if index is not None:
-            width = index.ndim if index.dtype in _MASKS else 1
-            for indexed in range(dim, dim + width):
-                call.freeze(labels[indexed], "is indexed by position")
-            for ids in call.labels(index):
-                call.freeze(ids, "is an index")
-    if not used:
-        return labels
-    # The indices become the dimensions that they have when broadcast: in the place of the indexed
-    # ones, or in front where others lie between those. A mask covers as many dimensions as it has.
-    covered = [
-        d
-        for at in used
-        for d in range(at, at + (indices[at].ndim if indices[at].dtype in _MASKS else 1))  # type: ignore[union-attr]
-    ]
-    made: Labels = (None,) * (len(call.out.shape) - len(labels) + len(covered))
-    if covered == list(range(covered[0], covered[0] + len(covered))):
-        return (*labels[: covered[0]], *made, *labels[covered[-1] + 1 :])
-    return (*made, *(ids for d, ids in enumerate(labels) if d not in covered))
+            covered += range(at, at + width)
+        at += width
+    return covered
+
+
+def picked(call: Call, x: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> list[int | None]:
+    """The dimensions of ``x[indices]``: those of ``x`` that it keeps, and ``None`` for those of the indices.
+
+    The indices become the dimensions that they have when broadcast: in the place of the indexed ones, or in front
+    where others lie between those.
+    """
+    covered = covered_dims(indices)
+    rest: list[int | None] = [d for d in range(len(call.labels(x))) if d not in covered]
+    if all(index is None for index in indices):
+        return rest
+    ranks = [1 if i.dtype in MASKS else len(call.shape(i)) for i in indices if i is not None]
+    made: list[int | None] = [None] * max(ranks)
+    if covered and covered == list(range(covered[0], covered[0] + len(covered))):
+        return [*rest[: covered[0]], *made, *rest[covered[0] :]]
+    return [*made, *rest]
 
 
 @rule("_pack_padded_sequence")
@@ -92,35 +109,32 @@ def gather(call: Call) -> Labels:
     x, index = call["self"], call["index"]
     dim = normalised(call["dim"], max(x.ndim, 1))
     call.freeze(call.labels(x)[dim], "is indexed by position")
-    beside = _beside(call, x, index, dim, "is indexed by a table of fixed size")
-    return tuple(call.labels(index)[dim] if d == dim else ids for d, ids in enumerate(beside))
+    others = beside(call, [x, index], dim, "is indexed by a table of fixed size")
+    return tuple(call.labels(index)[dim] if d == dim else ids for d, ids in enumerate(others))
 
 
-@rule("index_add", "index_copy")
-def written_along(call: Call) -> Labels:
-    """Writes whole slices at positions of one dimension; along the others the two tensors meet."""
-    x, source = call["self"], call["source"]
-    dim = normalised(call["dim"], max(x.ndim, 1))
-    for tensor in (x, source):
-        call.freeze(call.labels(tensor)[dim], "is written at positions")
-    return _beside(call, x, source, dim, "meets a tensor of fixed size")
-
-
-def _beside(call: Call, x: torch.Tensor, other: torch.Tensor, dim: int, why: str) -> Labels:
-    """The labels of ``x`` along all dimensions but ``dim``, where the two tensors meet entry by entry."""
+def beside(call: Call, tensors: Sequence[torch.Tensor], dim: int, why: str) -> Labels:
+    """The labels along all dimensions but ``dim``, where tensors of one rank meet entry by entry."""
     labels: list[Ids | None] = []
-    for d, (ids, met) in enumerate(zip(call.labels(x), call.labels(other), strict=True)):
-        if d != dim and call.remember(f"whole {d}", call.shape(x)[d] == call.shape(other)[d]):
-            call.couple(ids, met, why)
-        elif d != dim:
-            call.freeze(ids, "is indexed in part")
-            ids = None
-        labels.append(ids if d != dim and met is not None else None)
+    for d in range(len(call.labels(tensors[0]))):
+        meeting = [call.labels(tensor)[d] for tensor in tensors]
+        if d == dim:
+            labels.append(None)
+        elif call.remember(f"whole {d}", len({call.shape(tensor)[d] for tensor in tensors}) == 1):
+            labels.append(met(call, meeting, why))
+        else:
+            for ids in meeting:
+                call.freeze(ids, "is indexed in part")
+            labels.append(None)
     return tuple(labels)
 
 
-@rule("scatter", "scatter_add", "index_put", "masked_scatter", "scatter_reduce")
-def scatter(call: Call) -> Labels:
-    """Writes at positions."""
-    call.freeze_all("is written at positions")
-    return (None,) * len(call.out.shape)
+def met(call: Call, meeting: Sequence[Ids | None], why: str) -> Ids | None:
+    """Couple dimensions that meet entry by entry; one without labels keeps all of them whole."""
+    if any(ids is None for ids in meeting):
+        for ids in meeting:
+            call.freeze(ids, why)
+        return None
+    for ids in meeting[1:]:
+        call.couple(meeting[0], ids, why)
+    return meeting[0]

@@ -59,6 +59,9 @@ def _block(call: Call, x: torch.Tensor, inputs: Sequence[int], outputs: Sequence
     ids = labels[carrier] if carrier is not None else None
     if ids is None or not outputs:
         return nothing
+    if 0 in dense:
+        call.freeze(ids, "is shaped anew where there is nothing")
+        return nothing
     place = [len(ids) if d == carrier else 1 for d in inputs]
     spread = np.broadcast_to(ids.reshape(place), [x.shape[d] for d in inputs])
     grid = spread.reshape([call.out.shape[d] for d in outputs])
@@ -129,7 +132,7 @@ def dimension_blocks(before: Sequence[int], after: Sequence[int]) -> list[Block]
         >>> dimension_blocks((2, 12, 5), (2, 3, 4, 5))
         [((0,), (0,)), ((1,), (1, 2)), ((2,), (3,))]
     """
-    if 0 in before or 0 in after:
+    if tuple(before) != tuple(after) and (0 in before or 0 in after):
         return [(tuple(range(len(before))), tuple(range(len(after))))]
     blocks: list[Block] = []
     i = j = 0

@@ -133,10 +133,3 @@ def constant_pad(call: Call) -> Labels:
             continue
         labels[dim] = np.concatenate([call.fixed(before, "is padding"), ids, call.fixed(behind, "is padding")])
     return tuple(labels)
-
-
-@rule("slice_scatter", "select_scatter", "slice_backward", "select_backward", "diagonal_scatter")
-def scatter_stretch(call: Call) -> Labels:
-    """Write a stretch of a dimension: a table of positions."""
-    call.freeze_all("is written at fixed positions")
-    return (None,) * len(call.out.shape)

@@ -1,0 +1,1 @@
+"""Files that would run, hang, flood, write or inject when they are opened: small generators by kind."""

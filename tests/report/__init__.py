@@ -1,0 +1,1 @@
+"""``structprune-report``: what it says, what it opens, what it refuses."""

@@ -1,0 +1,1 @@
+"""A thousand random networks of the second generator, judged; ``python -m tests.wild``."""
