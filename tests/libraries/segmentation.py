@@ -144,6 +144,7 @@ ARCHITECTURES = [
             f"{name}, {options['encoder_name']}",
             made(f"segmentation_models_pytorch.{name}", **options, encoder_weights=None, classes=2),
             image(128 if name == "PAN" else 64),
+            allow_untraced=name in ("PSPNet", "PAN"),
         )
         for name, options in _SMP.items()
     ),
