@@ -101,7 +101,11 @@ _SPEECHBRAIN: dict[str, tuple[str, dict[str, Any], Call]] = {
         },
         sequence(16, 16),
     ),
-    "ResNet": ("ResNet.ResNet", {"in_channels": 16, "channels": [16, 16, 32, 32], "lin_neurons": 32}, sequence(32, 16)),
+    "ResNet": (
+        "ResNet.ResNet",
+        {"input_size": 16, "channels": [16, 16, 32, 32], "block_sizes": [1, 1, 1, 1], "lin_neurons": 32},
+        sequence(32, 16),
+    ),
 }
 
 ARCHITECTURES = [
