@@ -103,7 +103,7 @@ def plan_pruning(
     """
     check_model(model)
     weights = held_tensors(model)
-    return make_plan(model, weights, read_settings(ratio, granularity, list(weights), options), example_inputs)
+    return make_plan(model, weights, read_settings(ratio, granularity, model, options), example_inputs)
 
 
 @ordinary_tensors()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,8 @@ def read_inputs(example_inputs: Any) -> Invocations:
     Raises:
         InputError: The type is not one of those that ``example_inputs`` takes.
     """
+    if isinstance(example_inputs, (list, torch.Size)) and _is_shape(example_inputs):
+        raise InputError(f"example_inputs is {example_inputs}. {_no_shape(example_inputs)}")
     if isinstance(example_inputs, list):
         if not example_inputs:
             raise InputError("example_inputs is an empty list: give at least one input, or None to have it inferred.")
@@ -107,6 +109,34 @@ def _with_numbers(tensor: torch.Tensor) -> torch.Tensor:
             f"example_inputs holds a FakeTensor of {describe(tensor)}: integers are read, give them as a real tensor."
         )
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def misread(calls: Invocations) -> str:
+    """What calls that fail may have been meant as; empty where nothing comes to mind."""
+    for call in calls:
+        if _is_shape(call.args) and not call.kwargs:
+            return _no_shape(call.args)
+    tensors = [call.args for call in calls if all(isinstance(arg, torch.Tensor) for arg in call.args)]
+    if len(tensors) == len(calls) > 1 and all(len(args) == 1 for args in tensors):
+        return (
+            "A list is several calls, one with each entry: give ([a, b],) for one argument that is a list, (a, b) for "
+            "several arguments."
+        )
+    if len(tensors) == len(calls) == 1 and len(tensors[0]) > 1:
+        return (
+            "A tuple holds the arguments of one call: give ([a, b],) for one argument that is a list, ((a, b),) for "
+            "one that is a tuple, [a, b] for several calls."
+        )
+    return ""
+
+
+def _is_shape(values: Sequence[Any]) -> bool:
+    return len(values) > 1 and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+
+
+def _no_shape(sizes: Sequence[int]) -> str:
+    shape = ", ".join(map(str, sizes))
+    return f"That looks like a shape: give torch.randn({shape}), or torch.zeros({shape}, dtype=torch.long) for tokens."
 
 
 def infer_inputs(model: nn.Module) -> Iterator[Invocations]:

@@ -614,3 +614,17 @@ def test_what_takes_a_place_is_on_the_disk_before(
     inside = ["part", "part"] if folder else []
     assert events == [*inside, "partial", "replace", tmp_path.name]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_files_of_other_kinds_say_how_to_read_them(tmp_path: Path) -> None:
+    model = TinyResNet()
+    plain, pickled = tmp_path / "plain.safetensors", tmp_path / "model.pt"
+    save_file(model.state_dict(), plain)
+    torch.save(model.state_dict(), pickled)
+    message = (
+        r"there is no plan in it.*model\.load_state_dict\(safetensors\.torch\.load_file\('.*plain.safetensors'\)\)"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        structprune.load(plain, model)
+    with pytest.raises(CheckpointError, match=r"looks like one of torch.save: model.load_state_dict\(torch.load\(path"):
+        structprune.load(pickled, model)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch_pruning
@@ -62,6 +66,43 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"round_to": 0}, "round_to is 0; expected 'auto' or an integer"),
     ({"round_to": "8"}, "round_to is '8'"),
     ({"rond_to": 8}, "no option 'rond_to', did you mean 'round_to'"),
+    ({"pruning_ratio": 0.5}, "no option 'pruning_ratio', did you mean ratio\\?"),
+    ({"ignored_layers": []}, "no option 'ignored_layers', did you mean ignore\\?"),
+    ({"global_pruning": True}, "no option 'global_pruning', did you mean scope=\"global\"\\?"),
+    (
+        {"importance": "taylor"},
+        r"importance is 'taylor': it needs gradients. Run loss.backward\(\) .*TaylorImportance\(\)",
+    ),
+    ({"importance": "Magnitude"}, "importance is 'Magnitude', did you mean 'l2'"),
+    ({"importance": "bn_scale"}, "importance is 'bn_scale'. Expected 'l2', 'l1'"),
+    ({"ignore": None}, "ignore is None; expected a list of patterns .*, or of modules and parameters"),
+    ({"ignore": 3}, "ignore is 3; expected a list of patterns"),
+    ({"ignore": [TinyResNet().block1]}, r"ignore holds a Bottleneck \(a module\) that is no part of this TinyResNet"),
+    (
+        {"ignore": TinyResNet().fc.weight},
+        r"ignore holds a tensor of float32\[10, 64\] that is no parameter of this Tiny",
+    ),
+    ({"ratio": {TinyResNet().fc: 0.5}}, r"ratio holds a Linear \(a module\) that is no part of this TinyResNet"),
+    # The order of torch-pruning's arguments: the inputs second.
+    ({"ratio": IMAGE}, r"ratio is a tensor of float32\[1, 3, 16, 16\]: the share .* second .*example_inputs=x"),
+    ({"ratio": (IMAGE, IMAGE)}, r"ratio is \(a tensor of float32\[.*: the share of channels to remove is the second"),
+    ({"ratio": {"x": IMAGE}}, r"ratio is \{'x': a tensor of float32\[1, 3, 16, 16\]\}: the share .* example_inputs=x"),
+    ({"granularity": IMAGE}, r"granularity is a tensor of float32\[1, 3, 16, 16\]: inputs are given by name"),
+    # No numbers of a tensor.
+    ({"ratio": torch.tensor(0.25)}, r"ratio is a tensor of float32\[\]; expected a number"),
+    ({"ratio": {"block1": torch.ones(2)}}, r"ratio is \{'block1': a tensor of float32\[2\]\}"),
+    ({"ratio": None, "macs": torch.ones(3)}, r"macs is a tensor of float32\[3\]; expected a share"),
+    ({"macs": torch.ones(3)}, r"Got ratio=0.5, macs=a tensor of float32\[3\]"),
+    ({"round_to": torch.ones(3)}, r"round_to is a tensor of float32\[3\]; expected 'auto'"),
+    ({"importance": torch.ones(3)}, r"importance is a tensor of float32\[3\]. Expected"),
+    ({"importance": np.ones(3)}, r"importance is a NumPy array of float64\[3\]. Expected"),
+    ({"scope": np.ones(3)}, r"scope is a NumPy array of float64\[3\]. Expected"),
+    ({"max_ratio": torch.ones(3)}, r"max_ratio is a tensor of float32\[3\]; expected a share"),
+    ({"ignore": [np.ones(3)]}, r"ignore holds a NumPy array of float64\[3\]; expected patterns"),
+    (
+        {"ratio": None, "speedup": 2, "measure": [torch.ones(3)]},
+        r"measure is \[a tensor of float32\[3\]\]: expected a dict",
+    ),
 ]
 
 
@@ -70,6 +111,31 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
     options = {"ratio": 0.5, "granularity": "filter", **options}
     with pytest.raises(OptionError, match=message):
         structprune.prune_model(TinyResNet(), example_inputs=IMAGE, **options)
+
+
+WRONG_BEFORE_TRACING = [(o, m) for o, m in BAD_OPTIONS if "returned" not in m and "cannot be reached" not in m]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_BEFORE_TRACING)
+def test_bad_options_are_refused_before_the_model_runs(options: dict[str, Any], message: str) -> None:
+    """Inputs that the model does not run with are found later."""
+    options = {"ratio": 0.5, "granularity": "filter", **options}
+    with pytest.raises(OptionError, match=message):
+        structprune.plan_pruning(TinyResNet(), example_inputs=torch.zeros(1, 7), **options)
+
+
+class Sums(nn.Module):
+    """Takes a list of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, xs: list[torch.Tensor]) -> torch.Tensor:
+        return self.layer(torch.cat(xs))
+
+
+A, B = torch.zeros(1, 4), torch.ones(2, 4)
 
 
 class Hidden:
@@ -107,6 +173,17 @@ class Branchy(nn.Module):
 
 BAD_MODELS: list[tuple[Any, Any, type[StructPruneError], str]] = [
     (3, None, ModelError, "Expected an nn.Module, got a int"),
+    ("model.pt", None, ModelError, r"got 'model.pt': build the model, load the weights .*structprune.load\(path"),
+    (Path("model.pt"), None, ModelError, r"got .*Path\('model.pt'\): build the model"),
+    (TinyResNet, None, ModelError, r"got the class TinyResNet: build one, TinyResNet\(...\), and give that"),
+    (TinyResNet().state_dict(), None, ModelError, "got a OrderedDict: weights without the code that runs them. Build"),
+    ({"epoch": 3, "model": TinyResNet()}, None, ModelError, "got a dict: there is a model at 'model', give that"),
+    (IMAGE, None, ModelError, r"got a tensor of float32\[1, 3, 16, 16\]: the model comes first"),
+    (TinyResNet(), (1, 3, 16, 16), InputError, r"looks like a shape: give torch.randn\(1, 3, 16, 16\), or"),
+    (TinyResNet(), [1, 3, 16, 16], InputError, r"example_inputs is \[1, 3, 16, 16\]. That looks like a shape: give"),
+    (TinyResNet(), IMAGE.shape, InputError, r"That looks like a shape: give torch.randn\(1, 3, 16, 16\)"),
+    (Sums(), [A, B], InputError, r"A list is several calls, .* give \(\[a, b\],\) for one argument that is a list"),
+    (Sums(), (A, B), InputError, r"A tuple holds the arguments of one call: give \(\[a, b\],\) for one argument"),
     (nn.ReLU(), None, ModelError, "ReLU has no parameter"),
     (nn.LazyLinear(4), torch.zeros(1, 4), ModelError, "weight is lazy: run the model once"),
     (torch.jit.trace(nn.Linear(4, 4), torch.zeros(1, 4)), None, ModelError, "A TorchScript module cannot be cut"),
@@ -124,6 +201,10 @@ BAD_MODELS: list[tuple[Any, Any, type[StructPruneError], str]] = [
 @pytest.mark.filterwarnings("ignore")
 def test_bad_models(model: Any, inputs: Any, kind: type[StructPruneError], message: str) -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()} if kind is not ModelError else None
+    calls: list[Callable[..., Any]] = [structprune.trace, structprune.count_flops, structprune.measure_latency]
+    for call in calls if not isinstance(model, nn.Module) else ():
+        with pytest.raises(kind, match=message):
+            call(model, inputs)
     with pytest.raises(kind, match=message):
         structprune.prune_model(model, 0.5, example_inputs=inputs, inplace=True)
     if before is not None:
@@ -150,9 +231,119 @@ def test_nothing_to_prune_says_why_and_what_to_do() -> None:
         structprune.prune_model(model, 0.5, example_inputs=IMAGE)
 
 
-def test_meta_weights_have_no_values() -> None:
-    with pytest.raises(ModelError, match=r"stem.weight is on the meta device and has no values to rank"):
-        structprune.plan_pruning(TinyResNet().to("meta"), 0.5, example_inputs=IMAGE.to("meta"))
+def normalised(norm: Callable[[nn.Module], nn.Module], whole: bool) -> nn.Module:
+    last = nn.Linear(16, 12)
+    layers = [norm(nn.Linear(8, 16)), nn.ReLU(), norm(last) if whole else last, nn.ReLU(), nn.Linear(12, 4)]
+    return nn.Sequential(*layers)
+
+
+HOOK, PARAMETRISED = nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm
+TAKEN_OFF: list[tuple[Any, str, Callable[[Any], Any]]] = [
+    (HOOK, r"torch.nn.utils.remove_spectral_norm\(module\)", nn.utils.remove_spectral_norm),
+    (
+        PARAMETRISED,
+        r"torch.nn.utils.parametrize.remove_parametrizations\(module, \"weight\"\)",
+        lambda module: nn.utils.parametrize.remove_parametrizations(module, "weight"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("norm", "way", "take_off"), TAKEN_OFF)
+def test_spectral_norm_says_how_to_take_it_off(norm: Any, way: str, take_off: Callable[[Any], Any]) -> None:
+    x = torch.randn(2, 8)
+    options: dict[str, Any] = {"example_inputs": x, "keep_representation": False, "round_to": 1}
+    with pytest.raises(
+        NothingToPruneError, match=rf"weights of 0, 2 by a number .* take it off first \({way}\), prune"
+    ):
+        structprune.prune_model(normalised(norm, True), 0.5, **options)
+    partly: Any = normalised(norm, False)
+    small = structprune.prune_model(partly, 0.5, **options)
+    proof = structprune.prove(partly, small, x)
+    assert proof, str(proof)
+    assert small[2].out_features == 6 and small[0].out_features == 16  # type: ignore[index, union-attr]
+    assert any("spectral norm divides the weights of 0 by" in note for note in structprune.plan_of(small).notes)
+    take_off(partly[0])
+    small = structprune.prune_model(partly, 0.5, **options)
+    assert structprune.prove(partly, small, x) and small[0].out_features == 8  # type: ignore[index, union-attr]
+    norm(small[0])(x)  # type: ignore[index]
+
+
+class Runs(TinyResNet):
+    """Must not run: what is wrong is known before."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("it ran")
+
+
+NEEDS_VALUES: list[tuple[dict[str, Any], str]] = [
+    (
+        {},
+        r"stem.weight is on the meta device and has no values to rank: load the weights first, take importance=\"rand",
+    ),
+    ({"importance": "l1"}, "stem.weight is on the meta device"),
+    ({"importance": torch_pruning.importance.TaylorImportance()}, "stem.weight is on the meta device"),
+    ({"importance": "random", "compensate": True}, "compensate needs the values of the weights"),
+    ({"importance": "random", "ratio": None, "latency": 0.5}, "latency=0.5 is measured, and the model is on the meta"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), NEEDS_VALUES)
+def test_what_needs_values_is_refused_before_a_model_without_them_runs(options: dict[str, Any], message: str) -> None:
+    model = Runs().to("meta")
+    with pytest.raises(ModelError, match=message):
+        structprune.plan_pruning(model, **{"ratio": 0.5, "example_inputs": IMAGE, **options})
+
+
+@pytest.mark.parametrize(
+    "importance", ["random", lambda group: list(range(group.width)), torch_pruning.importance.RandomImportance()]
+)
+def test_criteria_without_values_rank_a_model_without_them(importance: Any) -> None:
+    plan = structprune.plan_pruning(TinyResNet().to("meta"), 0.5, example_inputs=IMAGE, importance=importance)
+    assert plan.params[1] < plan.params[0]
+
+
+# Modules and parameters in place of patterns.
+
+
+def tied_ends() -> nn.Module:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8, bias=False), nn.ReLU(), nn.Linear(8, 4))
+    again = nn.Linear(16, 8, bias=False)
+    again.weight = model[2].weight  # type: ignore[assignment]
+    return nn.Sequential(OrderedDict({"body": model, "b[1]": nn.Linear(4, 16), "again": again}))
+
+
+MEANT: list[tuple[Callable[[], nn.Module], Callable[[Any], Any], Callable[[Any], Any], tuple[str, ...]]] = [
+    (TinyResNet, lambda m: [m.block1], lambda m: ["block1"], ("block1",)),
+    (TinyResNet, lambda m: m.block1.conv1, lambda m: "block1.conv1", ("block1.conv1",)),
+    (TinyResNet, lambda m: m.stem.weight, lambda m: ["stem.weight"], ("stem.weight",)),
+    (TinyResNet, lambda m: (m.stem, "block1.conv2"), lambda m: ("stem", "block1.conv2"), ("stem", "block1.conv2")),
+    (TinyResNet, lambda m: iter([m.stem]), lambda m: ["stem"], ("stem",)),
+    (tied_ends, lambda m: [getattr(m, "b[1]")], lambda m: ["b[[]1]"], ("b[[]1]",)),
+    (tied_ends, lambda m: [m.again], lambda m: ["body.2.weight"], ("body.2.weight",)),
+]
+
+
+@pytest.mark.parametrize(("make", "objects", "patterns", "said"), MEANT)
+def test_modules_and_parameters_name_themselves(make: Any, objects: Any, patterns: Any, said: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    model = make()
+    options: dict[str, Any] = {"example_inputs": IMAGE if make is TinyResNet else torch.zeros(1, 8), "round_to": 1}
+    plan = structprune.plan_pruning(model, 0.5, ignore=objects(model), keep_representation=False, **options)
+    assert plan.settings["ignore"] == list(said)
+    assert plan == structprune.plan_pruning(model, 0.5, ignore=patterns(model), keep_representation=False, **options)
+
+
+def test_modules_as_keys_of_ratios() -> None:
+    model = TinyResNet()
+    ratios = {model.block1.conv1: 0.5, model.block1.conv2.weight: 0.25, "stem": 0.75}
+    plan = structprune.plan_pruning(model, ratios, example_inputs=IMAGE, round_to=1)
+    named = {"block1.conv1": 0.5, "block1.conv2.weight": 0.25, "stem": 0.75}
+    assert plan.settings["ratio"] == named
+    assert plan == structprune.plan_pruning(model, named, example_inputs=IMAGE, round_to=1)
+    everywhere = structprune.plan_pruning(model, {model: 0.5}, example_inputs=IMAGE, round_to=1)
+    assert everywhere.kept == structprune.plan_pruning(model, 0.5, example_inputs=IMAGE, round_to=1).kept
+    with pytest.raises(OptionError, match=r"ignore holds block1.relu, a ReLU \(a module\) without parameters"):
+        structprune.plan_pruning(model, 0.5, ignore=[model.block1.relu], example_inputs=IMAGE)
 
 
 def test_a_ratio_that_would_empty_a_layer_keeps_a_channel_and_says_so() -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import structprune
 from structprune.graph import session as sessions
 from structprune.graph.discovery import Decisions, Discovery
 from structprune.graph.groups import DependencyGraph
@@ -200,3 +201,33 @@ def test_readings_left_out_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "relabel", deaf)
     with pytest.raises(AssertionError):
         test_relabelled_is_as_traced("shuffle")
+
+
+class Detects(nn.Module):
+    """Reads values, and wants targets in training, as detectors do; its channels may be read in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mix, self.head = shuffled()[:4], nn.Linear(16, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise ValueError("targets should not be none in training")
+        y = self.body(x).mean((2, 3))
+        return self.head(self.mix(y[y.sum(1) > -1e9]))
+
+
+def test_what_runs_by_value_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[str, bool, bool]] = []
+    follow = sessions.follow
+
+    def followed(model: nn.Module, calls: Any, observer: Any, *args: Any, **kwargs: Any) -> Record:
+        runs.append((type(observer).__name__, observer.record.training, observer.on_meta))
+        return follow(model, calls, observer, *args, **kwargs)
+
+    monkeypatch.setattr(sessions, "follow", followed)
+    plan = structprune.plan_pruning(Detects(), 0.5, "channel", example_inputs=torch.randn(2, 3, 8, 8), round_to=1)
+    assert plan.shape_left("body.0.weight")[0] == 8
+    # Readings are compared, and training is given up, on what was recorded of evaluation.
+    by_value = [(observer, training) for observer, training, on_meta in runs if not on_meta]
+    assert [who for who, training in by_value if not training] == ["Discovery", "Replay"]

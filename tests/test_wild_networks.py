@@ -11,7 +11,7 @@ from tests.support.wild.network import alone, recipe
 from tests.support.wild.registry import KINDS, kinds
 
 # ``python -m tests.wild`` runs a thousand.
-NETWORKS = int(os.environ.get("STRUCTPRUNE_WILD_NETWORKS", "60"))
+NETWORKS = int(os.environ.get("STRUCTPRUNE_WILD_NETWORKS", "40"))
 HERE = [*kinds("tokens"), *kinds("images")]
 # What stands around these blocks goes, and nothing of their own: their code needs the width that it has.
 WHOLE = {"lambda over self"}

@@ -82,8 +82,9 @@ def _read_plan(files: TensorFiles) -> Plan:
         raise CheckpointError("its shards have different plans: they are not of one checkpoint.")
     if text is None:
         raise CheckpointError(
-            f"there is no plan in it: structprune.save writes one. For weights of your own, put Plan.to_json() into "
-            f"the metadata under {PLAN!r}, or give them to Plan.apply(model).load_state_dict."
+            "there is no plan in it, so it is no pruned model that structprune.save wrote. Plain weights of the dense "
+            f"model: model.load_state_dict(safetensors.torch.load_file({str(files.path)!r})). Those of a pruned one: "
+            f"give them to Plan.apply(model).load_state_dict, or put Plan.to_json() into the metadata under {PLAN!r}."
         )
     return unpacked_plan(text)
 

@@ -67,7 +67,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         except CheckpointError:
             raise
         except Exception as error:
-            raise CheckpointError(f"{file} cannot be read as safetensors ({brief(error)}).") from error
+            raise CheckpointError(f"{file} cannot be read as safetensors ({brief(error)}).{_way_on(file)}") from error
         if DIGEST in self.metadata[file]:
             self._digests[file] = Digest()
 
@@ -115,6 +115,18 @@ class TensorFiles(Mapping[str, torch.Tensor]):
                     f"{file} is damaged: its digest does not match its contents. Take a good copy, or save the "
                     "model anew."
                 )
+
+
+def _way_on(file: Path) -> str:
+    """What to do with a file of another kind."""
+    with file.open("rb") as opened:
+        begins = opened.read(2)
+    if begins not in (b"PK", b"\x80\2"):
+        return ""
+    return (
+        " It looks like one of torch.save: model.load_state_dict(torch.load(path, weights_only=True)), and save the "
+        "pruned model with structprune.save."
+    )
 
 
 def _located(path: Path) -> Path:

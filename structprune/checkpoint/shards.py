@@ -71,7 +71,7 @@ def prune_checkpoint(
     states = {f"{path}._extra_state" if path else "_extra_state" for path in own_states(model)}
     meant = names.match((name for name in files if name not in states), files.path)
     _check_dense(files, meant, names)
-    settings = read_settings(ratio, granularity, list(names.tensors), options)
+    settings = read_settings(ratio, granularity, model, options)
     plan = make_plan(model, _Weights(files, meant, held_tensors(model)), settings, example_inputs)
     with in_place_of(folder) as partial:
         partial.mkdir()

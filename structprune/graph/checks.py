@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from structprune.errors import ModelError
 from structprune.inputs import is_fake
+from structprune.meta.given import check_module
 from structprune.meta.replica import named_tensors, walk
 
 
@@ -21,10 +22,7 @@ def check_model(model: Any) -> None:
     Raises:
         ModelError: With what is wrong, where, and what to do.
     """
-    if not isinstance(model, nn.Module):
-        exported = isinstance(model, torch.export.ExportedProgram)
-        way_on = ": prune the module that it was exported from, then export." if exported else "."
-        raise ModelError(f"Expected an nn.Module, got a {type(model).__name__}{way_on}")
+    check_module(model)
     for path, module in walk(model):
         _check_unwrapped(path, module)
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+import numpy as np
 
 from structprune.graph.call import Recorder
 from structprune.graph.record import Node, Record
-from structprune.graph.slices import Ids
+from structprune.graph.slices import Ids, Mask
 
 
 def walk_back(record: Record, *, reductions: bool) -> Iterator[tuple[Ids, str]]:
@@ -96,16 +98,22 @@ def freeze_unread(record: Record, recorder: Recorder) -> None:
             alive.add(index)
             pending.extend(nodes[index].parents)
     made = [node for node in nodes if not node.parametric]
-    read = {i for node in made if node.index in alive for i in _channels(node)}
+    read = _mask(ids for node in made if node.index in alive for ids in _labels(node))
     for node in made:
         if node.index not in alive:
-            for output in node.outputs:
-                for ids in output.labels:
-                    if ids is not None and read.isdisjoint(ids.tolist()):
-                        recorder.freeze(
-                            node, ids, "is read by no operator, perhaps by code that structprune does not see"
-                        )
+            for ids in _labels(node):
+                if not read[ids[ids < len(read)]].any():
+                    recorder.freeze(node, ids, "is read by no operator, perhaps by code that structprune does not see")
 
 
-def _channels(node: Node) -> list[int]:
-    return [i for output in node.outputs for ids in output.labels if ids is not None for i in ids.tolist()]
+def _labels(node: Node) -> Iterator[Ids]:
+    return (ids for output in node.outputs for ids in output.labels if ids is not None)
+
+
+def _mask(arrays: Iterable[Ids]) -> Mask:
+    """Which ids are among the arrays; many operators share one array."""
+    distinct = {id(ids): ids for ids in arrays if len(ids)}
+    found = np.zeros(1 + max((int(ids.max()) for ids in distinct.values()), default=-1), dtype=bool)
+    for ids in distinct.values():
+        found[ids] = True
+    return found

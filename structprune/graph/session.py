@@ -53,6 +53,7 @@ class Session:
         self.examples: Invocations = []
         self.training_examples: Invocations = []
         self._recorded: list[Record] | None = None
+        self._evaluated: Record | None = None
         self._traced: tuple[Readings, tuple[SliceSpace, Coupling, list[Record]]] | None = None
         self._mode = False
         self._reads_values = False
@@ -125,12 +126,22 @@ class Session:
             if mode in self.calls
         ]
         if self._recorded is None:
-            records = [self.follow(self.replica, observer, labels) for observer in observers]
+            records = [self._first_run(observer, labels) for observer in observers]
             if all(map(can_relabel, records)):
                 self._recorded = records
         else:
             records = [relabel(self._recorded[o.record.training], o, labels) for o in observers]
         return space, coupling, records
+
+    def _first_run(self, observer: Discovery, labels: dict[str, Labels]) -> Record:
+        """A mode's record. Of inputs that fail in training, evaluation has run already, and need not run again."""
+        self._mode = observer.record.training
+        if not self._mode and self._evaluated is not None:
+            return relabel(self._evaluated, observer, labels)
+        record = self.follow(self.replica, observer, labels)
+        if not self._mode and can_relabel(record):
+            self._evaluated = record
+        return record
 
     def follow(self, model: nn.Module, observer: Observer, labels: dict[str, Labels], *, spoil: bool = False) -> Record:
         """Run one mode of a (dense or cut) replica under an observer."""
@@ -142,7 +153,7 @@ class Session:
     def _settle(self, candidates: Iterable[Invocations], given: bool) -> None:
         """Take the first inputs that run in both modes, else the first that run in evaluation."""
         refused: list[str] = []
-        evaluated: tuple[Invocations, Exception] | None = None
+        evaluated: tuple[Invocations, Exception, Record | None] | None = None
         for candidate in candidates:
             failure = self._failure(candidate)
             if failure is None:
@@ -150,16 +161,16 @@ class Session:
             in_training, error = failure
             self._reads_values |= reads_values(error)
             if in_training:
-                evaluated = evaluated or (candidate, error)
+                evaluated = evaluated or (candidate, error, self._evaluated)
                 continue
             refused.append(f"{', '.join(map(str, candidate))}: {brief(error)}")
             if given:
                 raise InputError(
-                    f"{self.model_name} does not run with the example inputs {refused[-1]}. {way_on(error)}"
+                    f"{self.model_name} does not run with the example inputs {refused[-1]}. {way_on(error, candidate)}"
                 ) from error
         if evaluated is None:
             raise InputError(not_inferred(self.replica, refused))
-        self.examples, error = evaluated
+        self.examples, error, self._evaluated = evaluated
         self.training_examples = []
         self.calls = {False: [call.mapped(self._place) for call in self.examples]}
         self.notes.append(f"not traced in training mode: {brief(error)}")
@@ -172,6 +183,7 @@ class Session:
     def _failure(self, candidate: Invocations) -> tuple[bool, Exception] | None:
         """Trace with these inputs; the mode that fails, and how, or ``None``."""
         self.examples = candidate
+        self._evaluated = None
         placed = [call.mapped(self._place) for call in candidate]
         failure: tuple[bool, Exception] | None = None
         for self.training_examples in ([call.for_training() for call in candidate], candidate):

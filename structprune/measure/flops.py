@@ -17,6 +17,7 @@ from structprune.measure.quantities import scaled
 from structprune.meta.caches import undisturbed
 from structprune.meta.formulas import nbytes
 from structprune.meta.forward import not_inferred, running, way_on
+from structprune.meta.given import check_module
 from structprune.meta.replica import device_of, meta_replica, to_meta
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.meta.watch import Watch
@@ -135,6 +136,7 @@ def count_flops(model: nn.Module, example_inputs: Any = None, *, training: bool 
 
 def counted(model: nn.Module, example_inputs: Any = None, *, training: bool = False) -> tuple[FlopCount, Invocations]:
     """Count a model, and return the calls that were counted too: they may have been inferred."""
+    check_module(model)
     _check_initialised(model)
     given = example_inputs is not None
     refused: list[str] = []
@@ -149,7 +151,7 @@ def counted(model: nn.Module, example_inputs: Any = None, *, training: bool = Fa
             refused.append(f"{', '.join(map(str, calls))}: {brief(error)}")
             if given:
                 raise InputError(
-                    f"{type(model).__name__} does not run with the example inputs {refused[-1]}. {way_on(error)}"
+                    f"{type(model).__name__} does not run with the example inputs {refused[-1]}. {way_on(error, calls)}"
                 ) from error
     raise InputError(not_inferred(model, refused))
 

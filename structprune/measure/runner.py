@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 from typing_extensions import TypedDict
 
-from structprune.errors import InputError, OptionError, brief
+from structprune.errors import InputError, OptionError, brief, described
 from structprune.inputs import Invocation, Invocations
 from structprune.measure.machine import device_name
+from structprune.meta.given import check_module
 from structprune.meta.replica import duplicate, like_parameter
 
 _WARM_UP_SECONDS = 0.3
@@ -71,7 +72,7 @@ def read_setting(options: LatencyOptions) -> Setting:
     """
     known = Setting.__dataclass_fields__
     if not isinstance(options, Mapping):
-        raise OptionError(f"measure is {options!r}: expected a dict of options, such as {{'device': 'cpu'}}.")
+        raise OptionError(f"measure is {described(options)}: expected a dict of options, such as {{'device': 'cpu'}}.")
     for name in options:
         if name not in known:
             raise OptionError(f"{name!r} is not an option of a measurement; there are {', '.join(known)}.")
@@ -79,12 +80,12 @@ def read_setting(options: LatencyOptions) -> Setting:
     setting = Setting(**{**options, "device": device})  # type: ignore[arg-type]
     if setting.dtype is not None and not (isinstance(setting.dtype, torch.dtype) and setting.dtype.is_floating_point):
         raise OptionError(
-            f"dtype={setting.dtype!r}: expected a floating-point torch.dtype, or None for the model's own."
+            f"dtype={described(setting.dtype)}: expected a floating-point torch.dtype, or None for the model's own."
         )
     if setting.batch_size is not None and (not isinstance(setting.batch_size, int) or setting.batch_size < 1):
-        raise OptionError(f"batch_size={setting.batch_size!r}: expected an integer of 1 or more, or None.")
+        raise OptionError(f"batch_size={described(setting.batch_size)}: expected an integer of 1 or more, or None.")
     if not setting.min_seconds > 0:
-        raise OptionError(f"min_seconds={setting.min_seconds!r}: expected a number of seconds above 0.")
+        raise OptionError(f"min_seconds={described(setting.min_seconds)}: expected a number of seconds above 0.")
     if setting.cuda_graph and device.type != "cuda":
         raise OptionError(f"cuda_graph=True needs a CUDA device; this is {device}.")
     return setting
@@ -98,7 +99,7 @@ def _device(wanted: str | torch.device) -> torch.device:
         # A device that PyTorch knows but this machine lacks fails only when it is used.
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise OptionError(f"device={wanted!r} cannot be used here ({brief(error)}).") from error
+        raise OptionError(f"device={described(wanted)} cannot be used here ({brief(error)}).") from error
     if device.type == "meta":
         raise OptionError("device='meta' computes nothing, so there is nothing to time.")
     return device
@@ -112,6 +113,7 @@ class Runner:
     """
 
     def __init__(self, model: nn.Module, calls: Invocations, setting: Setting) -> None:
+        check_module(model)
         self.setting = setting
         self.name = type(model).__name__
         self.calls = [_prepared(call, setting) for call in calls]

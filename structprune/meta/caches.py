@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -108,13 +108,29 @@ def _is_plain(value: Any) -> bool:
 class _Place:
     """Where a cache is reached from, the object that is there (the cache, or a method around it) and its stand-in."""
 
-    put: Callable[[Any], None]
+    owner: Any
+    name: str
     original: Any
     stand_in: Any
 
+    def put(self, value: Any) -> None:
+        """Let this be found there."""
+        if type(self.owner) is dict:
+            self.owner[self.name] = value
+        else:
+            setattr(self.owner, self.name, value)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether what was found there still is: files are edited and run again."""
+        if isinstance(self.owner, CellType):
+            return _contents(self.owner) is self.original
+        held = self.owner if type(self.owner) is dict else vars(self.owner)
+        return held.get(self.name) is self.original
+
 
 _STAND_INS: dict[int, _StandIn] = {}
-_BY_MODULE: dict[str, tuple[int, list[_Place]]] = {}
+_BY_MODULE: dict[str, tuple[ModuleType, int, list[_Place]]] = {}
 _BY_CLASS: dict[type, list[_Place]] = {}
 
 
@@ -123,16 +139,15 @@ def _places_of_modules() -> Iterator[_Place]:
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in _LIBRARIES or not isinstance(module, ModuleType):
             continue
-        size = len(vars(module))
         known = _BY_MODULE.get(name)
-        if known is None or known[0] != size:
-            known = _BY_MODULE[name] = size, list(_places_in_file(module))
-        yield from known[1]
+        if known is None or known[:2] != (module, len(vars(module))) or not all(p.is_there for p in known[2]):
+            known = _BY_MODULE[name] = module, len(vars(module)), list(_places_in_file(module))
+        yield from known[2]
 
 
 def _places_in_file(module: ModuleType) -> Iterator[_Place]:
     for name, value in list(vars(module).items()):
-        yield from _places_at(functools.partial(setattr, module, name), value)
+        yield from _places_at(module, name, value)
         if isinstance(value, type) and value.__module__ == module.__name__:
             yield from _places_of_class(value)
 
@@ -142,39 +157,39 @@ def _places_of_classes(classes: frozenset[type]) -> Iterator[_Place]:
     for kind in {base for each in classes for base in each.__mro__ if not _is_library(base)}:
         module = sys.modules.get(kind.__module__)
         if module is None or vars(module).get(kind.__name__) is not kind:
-            if kind not in _BY_CLASS:
+            if not all(place.is_there for place in _BY_CLASS.get(kind, [])) or kind not in _BY_CLASS:
                 _BY_CLASS[kind] = list(_places_of_class(kind))
             yield from _BY_CLASS[kind]
 
 
 def _places_of_class(kind: type) -> Iterator[_Place]:
     for name, value in list(vars(kind).items()):
-        yield from _places_at(functools.partial(setattr, kind, name), value)
+        yield from _places_at(kind, name, value)
 
 
 def _places_in(model: nn.Module) -> Iterator[_Place]:
     """The caches that the modules of a copy hold themselves."""
     for _, module in walk(model):
         held = vars(module)
-        for name, value in held.items():
+        for name, value in list(held.items()):
             if type(value) is _Cache or type(value) is FunctionType:
-                yield from _places_at(functools.partial(held.__setitem__, name), value)
+                yield from _places_at(held, name, value)
 
 
-def _places_at(put: Callable[[Any], None], value: Any, depth: int = 0) -> Iterator[_Place]:
+def _places_at(owner: Any, name: str, value: Any, depth: int = 0) -> Iterator[_Place]:
     """The cache that something is, that a method wraps, or that a function has in its closure."""
     if isinstance(value, _Cache):
         if hasattr(value, "__wrapped__"):
-            yield _Place(put, value, _stand_in(value))
+            yield _Place(owner, name, value, _stand_in(value))
     elif isinstance(value, (staticmethod, classmethod)):
         inner = value.__func__
         if isinstance(inner, _Cache):
-            yield _Place(put, value, type(value)(_stand_in(inner)))
+            yield _Place(owner, name, value, type(value)(_stand_in(inner)))
         else:
-            yield from _places_at(put, inner, depth)
+            yield from _places_at(owner, name, inner, depth)
     elif isinstance(value, FunctionType) and value.__closure__ and depth < _DEEPEST:
         for cell in value.__closure__:
-            yield from _places_at(functools.partial(setattr, cell, "cell_contents"), _contents(cell), depth + 1)
+            yield from _places_at(cell, "cell_contents", _contents(cell), depth + 1)
 
 
 def _contents(cell: CellType) -> Any:

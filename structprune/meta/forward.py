@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from structprune.inputs import Invocations, misread
 from structprune.meta.replica import named_tensors, walk
 
 # What a run sets holds for the whole process: random states, the kernels of attention, function caches. Of two threads
@@ -130,8 +131,11 @@ def reads_values(error: BaseException) -> bool:
     return "meta" in str(error).lower() or isinstance(error, NotImplementedError)
 
 
-def way_on(error: BaseException) -> str:
-    """What to do about a forward that failed on the meta device."""
+def way_on(error: BaseException, calls: Invocations) -> str:
+    """What to do about a forward that failed on the meta device with these calls."""
+    hint = misread(calls)
+    if hint and not reads_values(error):
+        return hint
     if reads_values(error):
         return (
             "Its forward reads the values of floating-point tensors (.item(), .numpy(), a branch, a boolean mask), "

@@ -13,6 +13,7 @@ from torch_pruning.dependency import Dependency, Node
 from torch_pruning.dependency import Group as TheirGroup
 from torch_pruning.pruner.function import PrunerBox
 from torch_pruning.pruner.importance import Importance as TheirImportance
+from torch_pruning.pruner.importance import RandomImportance
 
 from structprune.errors import OptionError
 from structprune.graph.groups import DependencyGraph, Group
@@ -28,6 +29,11 @@ _ONE_SIDED = (ops.OPTYPE.DEPTHWISE_CONV, ops.OPTYPE.BN, ops.OPTYPE.LN, ops.OPTYP
 def is_of_torch_pruning(importance: Any) -> bool:
     """Whether a criterion expects a group of torch-pruning."""
     return isinstance(importance, TheirImportance)
+
+
+def draws_lots(importance: Any) -> bool:
+    """Whether a criterion of torch-pruning reads no values."""
+    return isinstance(importance, RandomImportance)
 
 
 class TorchPruning:

@@ -14,9 +14,14 @@ from structprune.errors import ModelError, OptionError
 from structprune.graph.groups import DependencyGraph, Group, Producer
 from structprune.graph.record import Node
 from structprune.graph.slices import Ids
+from structprune.meta.replica import named_tensors
 from structprune.plan.options import Criterion, Importance
 
 Scores = npt.NDArray[np.float64]
+_NO_VALUES = (
+    '{} is on the meta device and has no values to rank: load the weights first, take importance="random" or a '
+    "function, or apply a plan that was made on another copy (Plan.apply)."
+)
 # Elements that norms are computed of at a time.
 _STRETCH = 1 << 22
 
@@ -54,6 +59,33 @@ def ranking_of(importance: Importance, model: nn.Module, weights: Mapping[str, t
     if is_of_torch_pruning(importance):
         return TorchPruning(importance, model, Norms(weights))
     return Scored(importance)
+
+
+def check_values(importance: Importance, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a criterion that reads the weights' values of a model that has none.
+
+    Args:
+        importance: As for ``ranking_of``.
+        model: The user's model.
+        weights: The values of its parameters and buffers by name; only the first of those on the meta device is read.
+
+    Raises:
+        ModelError: They are on the meta device.
+    """
+    parameters = {name: t for name, t in named_tensors(model).items() if isinstance(t, nn.Parameter)}
+    if parameters and all(t.is_meta for t in parameters.values()) and _reads_values(importance):
+        first = next(iter(parameters))
+        if weights[first].is_meta:
+            raise ModelError(_NO_VALUES.format(first))
+
+
+def _reads_values(importance: Importance) -> bool:
+    """Whether scores are computed from weights; a function may compute them from anything."""
+    if isinstance(importance, str):
+        return importance != "random"
+    from structprune.plan.criteria import draws_lots, is_of_torch_pruning
+
+    return is_of_torch_pruning(importance) and not draws_lots(importance)
 
 
 def name_of(importance: Importance) -> str:
@@ -103,10 +135,7 @@ class Norms:
             norms = np.empty(len(producer.ids))
             weight = _operand(producer, self._tensors)
             if weight.is_meta:
-                raise ModelError(
-                    f"{producer.name} is on the meta device and has no values to rank: load the weights first, or "
-                    "apply a plan that was made on another copy (Plan.apply)."
-                )
+                raise ModelError(_NO_VALUES.format(producer.name))
             norms[:] = _norms(weight, producer.dim, self._order)
             self._known[key] = norms
         return self._known[key]

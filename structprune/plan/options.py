@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 from typing_extensions import TypedDict
 
 from structprune.errors import OptionError, described, nearest
 from structprune.graph.groups import Group
-from structprune.measure.runner import LatencyOptions
+from structprune.measure.runner import LatencyOptions, read_setting
+from structprune.plan.patterns import Names, matches
 
-Ratio = float | Mapping[str, float]
+Pattern = str | nn.Module | torch.Tensor
+# The keys are patterns, of any of their kinds.
+Ratio = float | Mapping[Any, float]
 Criterion = Callable[[Group], Any]
 Importance = Literal["l2", "l1", "random"] | Criterion
 Granularity = Literal["filter", "channel"]
@@ -27,6 +30,30 @@ IMPORTANCES = ("l2", "l1", "random")
 _SCOPES = ("local", "global")
 # With one ratio for all layers together, no layer collapses.
 _MOST = {"global": 0.9}
+# What other libraries call it.
+_ELSEWHERE = {
+    **dict.fromkeys(("pruning_ratio", "ch_sparsity", "sparsity", "amount", "prune_ratio"), "ratio"),
+    **dict.fromkeys(("pruning_ratio_dict", "ch_sparsity_dict"), "ratio, a dict from module or pattern to share"),
+    **dict.fromkeys(("ignored_layers", "ignored_params", "ignored"), "ignore"),
+    "max_pruning_ratio": "max_ratio",
+    "max_ch_sparsity": "max_ratio",
+    "global_pruning": 'scope="global"',
+    "inputs": "example_inputs",
+    "dummy_input": "example_inputs",
+}
+_CRITERIA = {
+    "taylor": (
+        ": it needs gradients. Run loss.backward() on some data, then give torch_pruning.importance.TaylorImportance()."
+    ),
+    "hessian": (
+        ": it needs the gradients of every sample. Give an object of torch_pruning.importance.HessianImportance that "
+        "has seen them."
+    ),
+    "lamp": ": give torch_pruning.importance.LAMPImportance().",
+    "fpgm": ": give torch_pruning.importance.FPGMImportance().",
+    **dict.fromkeys(("magnitude", "norm", "l2_norm", "l2norm"), ", did you mean 'l2'?"),
+    **dict.fromkeys(("l1_norm", "l1norm"), ", did you mean 'l1'?"),
+}
 
 
 class PruningOptions(TypedDict, total=False):
@@ -54,7 +81,7 @@ class PruningOptions(TypedDict, total=False):
             (default: False).
         round_to: Widths that are left. ``"auto"`` (default): a width that is a multiple of 8 and at least 64
             stays a multiple of 8; an int: every width becomes a multiple of it where it can; 1: off.
-        ignore: Patterns of modules or parameters whose channels stay (default: none).
+        ignore: Modules or parameters whose channels stay: patterns of their names, or the objects (default: none).
         keep_representation: Leave alone what the last contractions before the outputs read (default: True).
         allow_untraced: Prune although no traced forward read a parameter of a size that changes
             (default: False).
@@ -71,7 +98,7 @@ class PruningOptions(TypedDict, total=False):
     uniform: bool
     compensate: bool | Iterable[Any]
     round_to: int | Literal["auto"]
-    ignore: Sequence[str]
+    ignore: Pattern | Sequence[Pattern]
     keep_representation: bool
     allow_untraced: bool
 
@@ -91,13 +118,13 @@ class Settings:
     """Checked options.
 
     Attributes:
-        max_ratio: The largest share that a layer may lose; ``None``: nothing but its last channel is kept from it.
+        max_ratio: The largest share that a layer may lose; ``None``: all but its last channel.
         target: What ``ratio`` is searched for, if anything.
         finer: From the group of this index on, a smaller ratio: to come nearer to a target than one ratio
             for all can, where many layers shrink at the same ratio.
     """
 
-    ratio: Ratio
+    ratio: float | Mapping[str, float]
     granularity: str = "filter"
     importance: Importance = "l2"
     scope: str = "local"
@@ -128,13 +155,13 @@ class Settings:
         return any(matches(pattern, name) for name in names for pattern in self.ignore)
 
 
-def read_settings(ratio: Any, granularity: Any, tensors: Sequence[str], options: Mapping[str, Any]) -> Settings:
+def read_settings(ratio: Any, granularity: Any, model: nn.Module, options: Mapping[str, Any]) -> Settings:
     """Check the options of a call.
 
     Args:
         ratio: A share in [0, 1), or a dict from pattern to share.
         granularity: ``"filter"`` or ``"channel"``.
-        tensors: The model's parameter and buffer names, which patterns must match.
+        model: The model, whose modules and parameters the options name.
         options: See ``PruningOptions``.
 
     Raises:
@@ -143,21 +170,21 @@ def read_settings(ratio: Any, granularity: Any, tensors: Sequence[str], options:
     known = set(PruningOptions.__annotations__)
     for name in options:
         if name not in known:
-            raise OptionError(
-                f"There is no option {name!r}{nearest(name, known)} The options are {', '.join(sorted(known))}."
-            )
-    ignore = options.get("ignore", ())
+            meant = _ELSEWHERE.get(name)
+            hint = f", did you mean {meant}?" if meant else nearest(name, known)
+            raise OptionError(f"There is no option {name!r}{hint} The options are {', '.join(sorted(known))}.")
+    names = Names(model)
     scope = _one_of("scope", options.get("scope", "local"), _SCOPES)
     target = _read_target(ratio, options)
     return Settings(
-        ratio=0.5 if target else _read_ratio(ratio, tensors),
+        ratio=0.5 if target else _read_ratio(ratio, names),
         granularity=_one_of("granularity", granularity, _GRANULARITIES),
         importance=_read_importance(options.get("importance", "l2")),
         scope=scope,
         max_ratio=_read_max_ratio(options["max_ratio"]) if "max_ratio" in options else _MOST.get(scope),
         uniform=bool(options.get("uniform", False)),
         round_to=_read_round_to(options.get("round_to", "auto")),
-        ignore=tuple(_read_pattern("ignore", p, tensors) for p in ((ignore,) if isinstance(ignore, str) else ignore)),
+        ignore=tuple(names.listed("ignore", options.get("ignore", ()))),
         keep_representation=bool(options.get("keep_representation", True)),
         allow_untraced=bool(options.get("allow_untraced", False)),
         compensate=_read_compensate(options.get("compensate", False)),
@@ -165,19 +192,12 @@ def read_settings(ratio: Any, granularity: Any, tensors: Sequence[str], options:
     )
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern names a parameter, its module or a module around it (``*`` and ``?`` as in shells)."""
-    if fnmatch.fnmatchcase(name, pattern):
-        return True
-    parts = name.split(".")
-    return any(fnmatch.fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts)))
-
-
 def _read_target(ratio: Any, options: Mapping[str, Any]) -> Target | None:
     """The target that is given in place of a ratio."""
     given = [name for name in TARGETS if options.get(name) is not None]
     if len(given) + (ratio is not None) != 1:
-        what = ", ".join(([f"ratio={ratio!r}"] if ratio is not None else []) + [f"{n}={options[n]!r}" for n in given])
+        said = ([("ratio", ratio)] if ratio is not None else []) + [(name, options[name]) for name in given]
+        what = ", ".join(f"{name}={described(value)}" for name, value in said)
         raise OptionError(
             f"Give one of ratio, {', '.join(TARGETS)}: how much to remove, or what is to be left. Got {what or 'none'}."
         )
@@ -194,14 +214,17 @@ def _read_target(ratio: Any, options: Mapping[str, Any]) -> Target | None:
             if name == "speedup"
             else "a share in (0, 1) of the dense network's, which is to be left"
         )
-        raise OptionError(f"{name} is {value!r}; expected {expected}.")
+        raise OptionError(f"{name} is {described(value)}; expected {expected}.")
     share = 1 / float(value) if name == "speedup" else float(value)
     quantity = "latency" if name == "speedup" else name
-    return Target(quantity, share, f"{name}={value}", options.get("measure", {}))  # type: ignore[arg-type]
+    measure = options.get("measure", {})
+    if quantity == "latency":
+        read_setting(measure)  # planning takes a while
+    return Target(quantity, share, f"{name}={value}", measure)  # type: ignore[arg-type]
 
 
 # They can be gone through, but not batch by batch.
-_NO_BATCHES = (str, bytes, torch.Tensor, np.ndarray, torch.nn.Module, Mapping)
+_NO_BATCHES = (str, bytes, torch.Tensor, np.ndarray, nn.Module, Mapping)
 
 
 def _read_compensate(compensate: Any) -> bool | tuple[Any, ...]:
@@ -225,24 +248,37 @@ def _read_importance(importance: Any) -> Importance:
     if callable(importance) or (isinstance(importance, str) and importance in IMPORTANCES):
         checked: Importance = importance
         return checked
-    hint = nearest(importance, IMPORTANCES) if isinstance(importance, str) else "."
+    name = importance.lower() if isinstance(importance, str) else ""
+    hint = _CRITERIA.get(name) or (nearest(name, IMPORTANCES) if name else ".")
     raise OptionError(
-        f"importance is {importance!r}{hint} Expected {', '.join(map(repr, IMPORTANCES))}, an object of "
+        f"importance is {described(importance)}{hint} Expected {', '.join(map(repr, IMPORTANCES))}, an object of "
         "torch_pruning.importance, or a function of a group that returns a score for each of its channels."
     )
 
 
-def _read_ratio(ratio: Any, tensors: Sequence[str]) -> Ratio:
+def _read_ratio(ratio: Any, names: Names) -> float | dict[str, float]:
+    given = ratio.values() if isinstance(ratio, Mapping) else ratio if isinstance(ratio, (tuple, list)) else [ratio]
+    if any(isinstance(value, torch.Tensor) and value.ndim for value in given):
+        raise OptionError(
+            f"ratio is {described(ratio)}: the share of channels to remove is the second argument, and inputs are "
+            "given by name: prune_model(model, 0.5, example_inputs=x)."
+        )
     if isinstance(ratio, Mapping):
         if not ratio:
             raise OptionError("ratio is an empty dict: give a share for at least one module pattern.")
-        return {_read_pattern("ratio", p, tensors): _share(r, f" for {p!r}") for p, r in ratio.items()}
+        shares: dict[str, float] = {}
+        for key, share in ratio.items():
+            for pattern in names.patterns("ratio", key):
+                shares.setdefault(pattern, _share(share, f" for {pattern!r}"))
+        return shares
     return _share(ratio, "")
 
 
 def _share(ratio: Any, where: str) -> float:
     if isinstance(ratio, bool) or not isinstance(ratio, Real):
-        raise OptionError(f"ratio{where} is {ratio!r}; expected a number in [0, 1), the share of channels to remove.")
+        raise OptionError(
+            f"ratio{where} is {described(ratio)}; expected a number in [0, 1), the share of channels to remove."
+        )
     value = float(ratio)
     if math.isnan(value) or not 0 <= value < 1:
         raise OptionError(f"ratio{where} is {value}; expected a share in [0, 1): 0.5 removes half of the channels.")
@@ -258,25 +294,19 @@ def _read_max_ratio(most: Any) -> float:
 
 
 def _read_round_to(round_to: Any) -> int | str:
-    if round_to == "auto":
+    if isinstance(round_to, str) and round_to == "auto":
         return "auto"
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise OptionError(f"round_to is {round_to!r}; expected 'auto' or an integer of at least 1 (1: no rounding).")
+        raise OptionError(
+            f"round_to is {described(round_to)}; expected 'auto' or an integer of at least 1 (1: no rounding)."
+        )
     return round_to
 
 
 def _one_of(option: str, value: Any, allowed: Sequence[str]) -> str:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         hint = nearest(value, allowed) if isinstance(value, str) else "."
-        raise OptionError(f"{option} is {value!r}{hint} Expected {' or '.join(map(repr, allowed))}.")
+        if isinstance(value, torch.Tensor):
+            hint = ": inputs are given by name, as example_inputs=..."
+        raise OptionError(f"{option} is {described(value)}{hint} Expected {' or '.join(map(repr, allowed))}.")
     return str(value)
-
-
-def _read_pattern(option: str, pattern: Any, tensors: Sequence[str]) -> str:
-    if not isinstance(pattern, str):
-        raise OptionError(f"{option} holds {pattern!r}; expected patterns of module or parameter names as strings.")
-    if not any(matches(pattern, name) for name in tensors):
-        parts = [name.split(".") for name in tensors]
-        modules = {".".join(p[:i]) for p in parts for i in range(1, len(p) + 1)}
-        raise OptionError(f"{option}={pattern!r} matches no module and no parameter{nearest(pattern, modules)}")
-    return pattern

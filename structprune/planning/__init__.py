@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from structprune.meta.forward import collection_paused
+from structprune.plan.importance import check_values
 from structprune.plan.options import Settings
 from structprune.plan.plan import Plan
-from structprune.planning.compensation import compensated
+from structprune.planning.compensation import check_compensable, compensated
 from structprune.planning.planner import Planner
 from structprune.planning.search import cost_of, search
 
@@ -32,9 +33,14 @@ def make_plan(
         StructPruneError: A subclass says what was wrong.
     """
     with collection_paused():
+        # Before the trace, which takes a while.
+        check_values(settings.importance, model, weights)
+        if settings.compensate:
+            check_compensable(model)
+        cost = cost_of(settings.target, model, example_inputs) if settings.target else None
         planner = Planner(model, weights, settings, example_inputs)
-        if settings.target is None:
+        if settings.target is None or cost is None:
             plan = planner.plan(settings)
         else:
-            plan = search(planner, settings, settings.target, cost_of(settings.target, model, example_inputs))
+            plan = search(planner, settings, settings.target, cost)
         return compensated(plan, model, planner.examples, settings.compensate) if settings.compensate else plan

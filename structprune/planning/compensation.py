@@ -36,6 +36,16 @@ _UNKNOWN = "without a batch norm before them the means are not known; a list of 
 _NOWHERE = "there is no bias of their own, or batch norm right after, to add them to"
 
 
+def check_compensable(model: nn.Module) -> None:
+    """Refuse a model whose weights have no values.
+
+    Raises:
+        ModelError: The model is on the meta device.
+    """
+    if not has_values(model):
+        raise ModelError("compensate needs the values of the weights, and the model is on the meta device.")
+
+
 def compensated(plan: Plan, model: nn.Module, examples: Invocations, batches: bool | Sequence[Any]) -> Plan:
     """Add to a plan what makes up for the removed channels.
 
@@ -49,8 +59,7 @@ def compensated(plan: Plan, model: nn.Module, examples: Invocations, batches: bo
         ModelError: The model is on the meta device.
         InputError: It does not run with a batch.
     """
-    if not has_values(model):
-        raise ModelError("compensate needs the values of the weights, and the model is on the meta device.")
+    check_compensable(model)
     if isinstance(batches, bool):
         seen = [_observe(model, examples, plan, 0)]
         if any(isinstance(place, _Place) for place in seen[0].places.values()):

@@ -23,7 +23,14 @@ from structprune.errors import brief
 from structprune.report.allowed import look_here
 from structprune.report.archives import Archive, is_archive
 from structprune.report.libraries import build
-from structprune.report.limits import MOST_HEADER_BYTES, MOST_PICKLE_BYTES, MOST_PLAN_BYTES, Budget, Refused
+from structprune.report.limits import (
+    MOST_HEADER_BYTES,
+    MOST_PICKLE_BYTES,
+    MOST_PLAN_BYTES,
+    MOST_RECORDS,
+    Budget,
+    Refused,
+)
 from structprune.report.pickles import Names, NamesRefused, Reader
 from structprune.report.printable import printable
 from structprune.report.rebuild import Rebuild
@@ -211,6 +218,8 @@ def _model_or_state(value: Any, architecture: str | None, path: Path) -> Loaded:
 
 
 def _named_network(architecture: str | None, tensors: int, path: Path) -> nn.Module:
+    if tensors > MOST_RECORDS:
+        raise FileError(f"{path} holds {tensors:,} tensors, more than any network has: take a good copy.")
     if architecture is None:
         raise FileError(
             f"{path} holds weights only, {tensors} tensors, and not the network that they belong to. Name it: "

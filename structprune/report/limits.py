@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 # The networks of torchvision and timm take less than an eighth of each.
 MOST_PICKLE_BYTES = 64_000_000
 MOST_STEPS = 3_000_000
+# Records of an archive, or tensors of a state dict.
 MOST_RECORDS = 60_000
 MOST_HEADER_BYTES = 25_000_000
 MOST_PLAN_BYTES = 16_000_000

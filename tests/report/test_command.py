@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -152,20 +151,16 @@ def test_the_command_and_the_module_are_the_same() -> None:
         assert done.stdout == f"structprune {structprune.__version__}\n"
 
 
-def test_first_line_comes_soon() -> None:
+def test_the_first_line_comes_before_the_work() -> None:
     command = [sys.executable, "-u", "-m", "structprune", "--demo", *QUICK, "--ratio", "0.5"]
-    best = 99.0
-    for _ in range(2):
-        start = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            best = min(best, time.perf_counter() - start)
-            process.stdout.read()
-        assert line == f"structprune {structprune.__version__}: the built-in ResNet-50\n"
-        assert process.returncode == 0
-    # 3 s with the cores free; the other tests run beside this one.
-    assert best < 9
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        still_running = process.poll() is None
+        process.stdout.read()
+    assert line == f"structprune {structprune.__version__}: the built-in ResNet-50\n"
+    assert still_running
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,14 @@ def test_archives_that_are_not_as_torch_saves_them(
         load_model(path, None, Trust())
 
 
+def test_floods_of_tensors_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    entries = ",".join(f'"{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(60_001)).encode()
+    path.write_bytes((len(entries) + 2).to_bytes(8, "little") + b"{" + entries + b"}")
+    with pytest.raises(FileError, match="holds 60,001 tensors, more than any network has"):
+        load_model(path, "structprune.demo:resnet50", Trust())
+
+
 def test_packed_archives_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "model.pt", network())
     held = {info: zipfile.ZipFile(path).read(info) for info in zipfile.ZipFile(path).namelist()}

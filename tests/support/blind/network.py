@@ -29,7 +29,7 @@ class Blind(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.second(BLIND[self.middle](torch.tanh(self.first(x))))
-        if self.beside == "a value" and float(h.abs().sum()) > 1e9:
+        if self.beside == "a value" and float(h.detach().abs().sum()) > 1e9:
             h = -h
         return self.last(torch.relu(self.norm(h)))
 
