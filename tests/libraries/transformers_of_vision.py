@@ -205,7 +205,8 @@ _OF_VIT_PYTORCH: dict[str, tuple[str, dict[str, Any], Call]] = {
 
 ARCHITECTURES = [
     *(
-        Architecture("vit-pytorch", name, made(f"vit_pytorch.{path}", **options), call)
+        # SepViT has weights for tokens of windows that only stages of several windows read.
+        Architecture("vit-pytorch", name, made(f"vit_pytorch.{path}", **options), call, allow_untraced=name == "SepViT")
         for name, (path, options, call) in _OF_VIT_PYTORCH.items()
     ),
     Architecture(
