@@ -83,7 +83,7 @@ class Discovery:
         if not self.on_meta:
             # Copies: an operator that writes in place may come later.
             node.memory["decided"] = [None if is_float(t) else t.clone() for t in tensors_of(out)]
-            if torch.Tag.nondeterministic_seeded in op.func.tags:
+            if torch.Tag.nondeterministic_seeded in op.func.tags and kwargs.get("generator") is None:
                 node.memory["drawn"] = [t.clone() for t in tensors_of(out)]
             if not isinstance(out, (torch.Tensor, tuple, list)):
                 node.memory["number"] = out

@@ -106,10 +106,17 @@ def filled(
 
 
 class MaskedRun:
-    """Runs operators for a replay, with the channels outside ``present`` masked; ``keeps``: all that they return."""
+    """Runs operators for a replay, with the channels outside ``present`` masked.
 
-    def __init__(self, present: Mask, *, keeps: bool = False) -> None:
+    Args:
+        present: The slices that are there.
+        keeps: Keep all that operators return.
+        widens: Compute in float64, whatever was asked for.
+    """
+
+    def __init__(self, present: Mask, *, keeps: bool = False, widens: bool = True) -> None:
         self._present = present
+        self._widens = widens
         self._keeps = keeps
         self.mixed: list[str] = []
         self.kept: dict[int, Any] = {}
@@ -122,7 +129,8 @@ class MaskedRun:
         return out
 
     def _run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        args, kwargs = in_double(args), in_double(kwargs)
+        if self._widens:
+            args, kwargs = in_double(args), in_double(kwargs)
         if node.operands:
             # One operand is enough: what is multiplied with zero is gone.
             args, kwargs = self._masked(node.operands[:1], 0.0, args, kwargs)
@@ -142,7 +150,7 @@ class MaskedRun:
                 if op.name in ("aten::var_mean", "aten::std_mean"):
                     rest = [_over(_sum)(arguments)]
                 return (first, *rest) if isinstance(out, tuple) else first
-        return run_in_double(op, args, kwargs)
+        return run_in_double(op, args, kwargs) if self._widens else op.func(*args, **kwargs)
 
     def _masked(
         self, operands: Sequence[Operand], fill: float, args: Sequence[Any], kwargs: dict[str, Any]

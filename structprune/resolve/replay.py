@@ -49,7 +49,8 @@ class Replay:
     """Compares a run with the record of the dense network, seen through the slices that are present.
 
     Where an operator's shape differs from the prediction, the predicted one is handed on: one run
-    then lists every mismatch. With ``any_numbers`` operands that are numbers may differ.
+    then lists every mismatch. With ``any_numbers`` operands that are numbers may differ. Random numbers are those of
+    the dense network, unless it ``draws_anew``.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Replay:
         run: Runner,
         *,
         any_numbers: bool = False,
+        draws_anew: bool = False,
     ) -> None:
         self._space = space
         self.record = Record(dense.training)
@@ -76,6 +78,7 @@ class Replay:
         self._present = present
         self._run = run
         self._any_numbers = any_numbers
+        self._draws_anew = draws_anew
         self._reads_values = dense.reads_values
         self._kept: dict[int, tuple[Ids, Ids]] = {}
         self._fresh_taken = 0
@@ -141,7 +144,7 @@ class Replay:
                 raise
             self.mismatch(dense, f"fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             return self._predicted(dense)
-        if dense is not None and "drawn" in dense.memory and not op.out_variant:
+        if dense is not None and "drawn" in dense.memory and not (self._draws_anew or op.out_variant):
             out = self._as_drawn(dense, op, args, out)
         if dense is not None and self._reads_values:
             out = self._as_decided(dense, op, out)

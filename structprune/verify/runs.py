@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from structprune.errors import StructPruneError, brief
 from structprune.graph.discovery import is_float
+from structprune.graph.operators import Operator
 from structprune.graph.record import Record
 from structprune.graph.session import follow, labels_of
 from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
@@ -69,16 +70,20 @@ def compared(
     *,
     training: bool = False,
     locates: bool = False,
+    widens: bool = True,
+    draws_anew: bool = False,
 ) -> Runs:
-    """Run a network as it is and masked, then a cut one, in float64.
+    """Run a network as it is and masked, then a cut one.
 
     Args:
-        model: The dense network in float64. It is not changed.
+        model: The dense network, in float64 if it ``widens``. It is not changed.
         cut_of: Makes the cut network of it; called once the dense one has run.
         plan: What was cut.
         calls: What to call both with.
         training: In training mode; what is drawn by chance is drawn once.
         locates: Find the first operator that differs, for which all that operators return is kept.
+        widens: Compute in float64, whatever the forward asks for.
+        draws_anew: Draw random numbers in every run, as if they came from a seed of the forward's own.
 
     Raises:
         DiffersError: The cut network does something else.
@@ -86,22 +91,25 @@ def compared(
     """
     space = SliceSpace()
     coupling, labels = Coupling(space), labels_of(model, space)
+    run = run_in_double if widens else _as_it_is
     try:
-        plain = follow(model, calls, Planned(space, coupling, plan, run_in_double, training=training), labels)
+        plain = follow(model, calls, Planned(space, coupling, plan, run, training=training), labels)
     except StructPruneError:
         raise
     except Exception as error:
-        raise CannotCompareError(f"the dense model does not run in float64: {brief(error)}") from error
+        where = " in float64" if widens else ""
+        raise CannotCompareError(f"the dense model does not run{where}: {brief(error)}") from error
     roots = coupling.roots()
     present = left_by(plan, space, roots)
     everything = np.ones_like(present)
 
-    masked_run, cut_run = MaskedRun(present, keeps=locates), MaskedRun(everything, keeps=locates)
+    masked_run = MaskedRun(present, keeps=locates, widens=widens)
+    cut_run = MaskedRun(everything, keeps=locates, widens=widens)
     masked = _replayed(model, calls, Replay(plain, space, roots, None, everything, masked_run), labels)
     unmasked = plain
     if masked_run.mixed:
         # Surrogates stood in: the masking must be held against the unmasked network with surrogates.
-        replay = Replay(plain, space, roots, None, everything, MaskedRun(everything))
+        replay = Replay(plain, space, roots, None, everything, MaskedRun(everything, widens=widens))
         unmasked = _replayed(model, calls, replay, labels)
 
     # Two networks in float64 beside the two that the user holds are much memory: one goes before the other runs,
@@ -111,12 +119,17 @@ def compared(
         name: tuple(None if ids is None else ids[present[ids]] for ids in axes) for name, axes in labels.items()
     }
     # Another number where weights make up for it: whether they do is what the outputs say.
-    replay = Replay(plain, space, roots, None, present, cut_run, any_numbers=bool(plan.gains))
+    numbers = bool(plan.gains)
+    replay = Replay(plain, space, roots, None, present, cut_run, any_numbers=numbers, draws_anew=draws_anew)
     cut = _replayed(model, calls, replay, left)
     first = _first(plain, masked_run, cut_run, replay) if locates else ""
     runs = Runs(unmasked.results, masked.results, cut.results, tuple(dict.fromkeys(masked_run.mixed)), first)
     check_shapes(runs.masked, runs.cut)
     return runs
+
+
+def _as_it_is(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    return op.func(*args, **kwargs)
 
 
 def _first(plain: Record, masked: MaskedRun, cut: MaskedRun, replay: Replay) -> str:

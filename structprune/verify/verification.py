@@ -140,6 +140,7 @@ def _check(plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations) 
         VerificationError: It gives something else.
         CannotCompareError: That cannot be said.
     """
+    error = math.nan
     try:
         try:
             expected, observed = _masked_outputs(plan, dense, calls)
@@ -151,44 +152,68 @@ def _check(plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations) 
         dtype = _lowest(expected)
         error, gross = _relative(expected, got), _GROSS.get(dtype, 1e-2)
         if observed.mixed or not error <= _SURELY_EQUAL.get(dtype, 1e-5):
-            # Numbers that are drawn anew, statistics and decisions may differ; those of one seed for all times do not.
-            draws = observed.draws and not _relative(got, _plain_outputs(pruned, calls, seed=1)) <= gross
-            if not (observed.mixed or observed.decides or draws) and not error <= gross:
-                raise DiffersError(f"the outputs differ by {error:.1e} of their scale")
-            apart = _relative(_observed_outputs(pruned, calls), got)
-            if not apart <= gross:
-                raise DiffersError(
-                    f"the outputs of the cut network differ by {apart:.1e} of their scale under observation"
-                )
-            _check_in_double(plan, dense, pruned, calls, observed)
+            _check_closely(plan, dense, pruned, calls, observed, got, gross)
     except DiffersError as difference:
         first = _first_difference(plan, dense, pruned, calls)
         where = f"; they part at {first}" if first and first not in str(difference) else ""
+        by = f"the outputs differ by {error:.1e} of their scale: " if math.isfinite(error) else ""
         raise VerificationError(
             f"The cut {type(dense).__name__} does not give what the dense one gives with those channels masked: "
-            f"{difference}{where}. The model is as it was. Code that structprune cannot follow (NumPy, a kernel of its "
-            "own, a branch on values or on the device) may read what was cut: ignore=[...] leaves modules alone, and "
-            "verify=False prunes all the same."
+            f"{by}{difference}{where}. The model is as it was. Code that structprune cannot follow (NumPy, a kernel of "
+            "its own, a branch on values or on the device) may read what was cut: ignore=[...] leaves modules alone, "
+            "and verify=False prunes all the same."
         ) from difference
 
 
-def _check_in_double(
-    plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations, observed: MaskedDense
+def _check_closely(
+    plan: Plan,
+    dense: nn.Module,
+    pruned: nn.Module,
+    calls: Invocations,
+    observed: MaskedDense,
+    got: list[torch.Tensor],
+    gross: float,
 ) -> None:
-    """The same in float64, where operators that mix channels have a surrogate in both networks."""
-    runs = _in_double(plan, dense, pruned, calls)
+    """Tell a wrong cut from rounding, chance, decisions and statistics over channels.
+
+    What the cut network returned by itself must be what it returns under observation, and be near to the masked network
+    in the model's own dtype; under observation and in float64 the two must be equal.
+    """
+    # What is drawn anew may differ. What comes out alike from other seeds has a seed of the forward's own.
+    draws = bool(observed.draws) and not _relative(got, _plain_outputs(pruned, calls, seed=1)) <= gross
+    apart = _relative(_observed_outputs(pruned, calls), got)
+    if not apart <= gross:
+        raise DiffersError(f"observed, the cut network's own outputs differ by {apart:.1e} of their scale")
+    if not (observed.mixed or observed.decides or draws):
+        # The first run does not know what constants shrink with; this one does.
+        runs = compared(dense, lambda _: pruned, plan, calls, widens=False, draws_anew=True)
+        error = _relative(runs.masked, got)
+        if not error <= gross:
+            raise DiffersError("more than rounding would make")
+    runs = _in_double(plan, dense, pruned, calls, draws_anew=not draws)
     if not is_finite(runs):
         raise CannotCompareError(f"the largest output is {runs.scale}")
     if not runs.error <= _EQUAL:
-        if observed.draws:
+        if draws:
             raise CannotCompareError(f"the forward draws random numbers ({observed.draws[0]})")
         raise DiffersError(f"in float64 the outputs differ by {runs.error:.1e} of their scale")
 
 
-def _in_double(plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations, *, locates: bool = False) -> Runs:
+def _in_double(
+    plan: Plan,
+    dense: nn.Module,
+    pruned: nn.Module,
+    calls: Invocations,
+    *,
+    locates: bool = False,
+    draws_anew: bool = False,
+) -> Runs:
+    """Both in float64, where operators that mix channels have a surrogate in both."""
     double = duplicate(dense, lambda _name, tensor: like_parameter(tensor, doubled(tensor)), doubled)
     calls = [call.mapped(doubled) for call in calls]
-    return compared(double, lambda model: cut_alike(pruned, model, plan), plan, calls, locates=locates)
+    return compared(
+        double, lambda model: cut_alike(pruned, model, plan), plan, calls, locates=locates, draws_anew=draws_anew
+    )
 
 
 def _first_difference(plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations) -> str:
