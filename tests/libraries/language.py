@@ -103,8 +103,10 @@ ARCHITECTURES = [
             depth=2,
             heads=4,
             dim_head=8,
+            mlp_act=nn.ReLU(),
         ),
         Call((ids(3, 4), torch.zeros(1, 5))),
+        allow_untraced=True,  # an embedding of special tokens, of which there are none
     ),
     Architecture(
         "tab-transformer-pytorch",
