@@ -61,7 +61,7 @@ def _silenced(dense: nn.Module, pruned: nn.Module) -> nn.Module:
 
 
 def _weights(model: nn.Module) -> Iterator[_Weight]:
-    """The weights of layers: convolutions, linear ones, attention's projections, transformers' transposed linear."""
+    """The weights of layers: convolutions, linear ones, attention's projections, libraries' own linear."""
     for path, module in model.named_modules():
         if isinstance(module, _KNOWN):
             yield _Weight(f"{path}.weight", f"{path}.bias", 0 if getattr(module, "transposed", False) else 1)
@@ -69,6 +69,8 @@ def _weights(model: nn.Module) -> Iterator[_Weight]:
             yield _Weight(f"{path}.in_proj_weight", f"{path}.in_proj_bias", 1)
         elif type(module).__name__ == "Conv1D":
             yield _Weight(f"{path}.weight", f"{path}.bias", 0)
+        elif type(module).__name__ == "Linear":  # a library's own
+            yield _Weight(f"{path}.weight", f"{path}.bias", 1)
 
 
 def _owner(name: str) -> str:

@@ -34,7 +34,7 @@ def run(side: str, key: str, limits: Limits) -> dict[str, Any]:
     except subprocess.TimeoutExpired as stopped:
         output = stopped.stdout or b""
         problem = f"took longer than {limits.seconds} s"
-    result = _merged(output.decode(errors="replace"))
+    result = merged(output.decode(errors="replace"))
     doing = result.pop("doing", "start")
     if problem:
         result["error"] = f"{problem} ({doing})"
@@ -52,7 +52,8 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:400]
 
 
-def _merged(output: str) -> dict[str, Any]:
+def merged(output: str) -> dict[str, Any]:
+    """The parts that a judge reported, put together."""
     result: dict[str, Any] = {}
     for line in output.splitlines():
         if line.startswith(_MARK) and line.endswith("}"):

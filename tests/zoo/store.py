@@ -58,12 +58,12 @@ class Store:
         return self._folder / side / f"{network.family}.{network.name}.json"
 
 
-def conditions(limits: Limits, jobs: int) -> dict[str, Any]:
+def conditions(limits: Limits, jobs: int, packages: Iterable[str] = _PACKAGES) -> dict[str, Any]:
     """What a result was made with, to be kept beside it."""
     import structprune
 
     return {
-        "versions": {"structprune": structprune.__version__, **{name: version(name) for name in _PACKAGES}},
+        "versions": {"structprune": structprune.__version__, **{name: version(name) for name in packages}},
         "machine": f"{platform.machine()} CPU with {os.cpu_count()} cores",
         "jobs": jobs,
         **limits._asdict(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,7 +27,13 @@ def judge(network: Network, emit: Emit) -> None:
     """Prune in both granularities; what is known is emitted at once, since a limit may end the process."""
     emit({"doing": "dense"})
     model, call = build(network)
-    subject = _Subject(model, call, network.family)
+    # Transformers' models register parameters that only some calls read (mask tokens).
+    judge_model(model, call, emit, allow_untraced=network.family == "transformers")
+
+
+def judge_model(model: nn.Module, call: Call, emit: Emit, *, allow_untraced: bool = False, timed: bool = True) -> None:
+    """Judge a network in evaluation mode, wherever it comes from; ``timed`` has its seconds and operators too."""
+    subject = _Subject(model, call, allow_untraced, timed)
     emit({"params": sum(p.numel() for p in model.parameters()), "dense_trains": subject.trained is not None})
     plans = {}
     for granularity in GRANULARITIES:
@@ -43,11 +50,12 @@ def judge(network: Network, emit: Emit) -> None:
     for granularity, plan in plans.items():
         emit({"doing": f"{granularity}: proof"})
         emit({granularity: subject.judged(plan)})
-    emit({"doing": "trace"})
-    try:
-        emit({"unknown_operators": structprune.trace(model, call.example_inputs).unknown_operators})
-    except Exception as error:
-        emit({"trace_failed": described(error)})
+    if timed:
+        emit({"doing": "trace"})
+        try:
+            emit({"unknown_operators": structprune.trace(model, call.example_inputs).unknown_operators})
+        except Exception as error:
+            emit({"trace_failed": described(error)})
     emit({"doing": "oracle"})
     for granularity, verdict in subject.by_oracle(plans):
         emit({granularity: verdict})
@@ -56,16 +64,16 @@ def judge(network: Network, emit: Emit) -> None:
 class _Subject:
     """A dense network, and what it gives in both modes."""
 
-    def __init__(self, model: nn.Module, call: Call, family: str) -> None:
-        self._model, self._call = model, call
-        # Transformers' models register parameters that only some calls read (mask tokens).
-        self._options: dict[str, Any] = {"allow_untraced": True} if family == "transformers" else {}
+    def __init__(self, model: nn.Module, call: Call, allow_untraced: bool, timed: bool) -> None:
+        self._model, self._call, self._timed = model, call, timed
+        self._options: dict[str, Any] = {"allow_untraced": True} if allow_untraced else {}
         self._shapes = call.shapes(model)
         self.trained = _training_shapes(model, call)
 
     def plan(self, granularity: str) -> tuple[structprune.Plan, dict[str, Any]]:
-        """The plan, and what it cost: the second of two equal calls is timed."""
-        self._prune(granularity)
+        """The plan, and what it cost: where time counts, of the second of two equal calls."""
+        if self._timed:
+            self._prune(granularity)
         start = time.perf_counter()
         plan = self._prune(granularity)
         seconds = time.perf_counter() - start
@@ -79,6 +87,7 @@ class _Subject:
             "mlp_removed": _removed(plan, (n for n in parameters if _names(n, _MLP))),
             "left_whole": len(left_whole),
             "left_whole_reasons": list(dict.fromkeys(left_whole)),
+            "whole_reasons": _counted(g.reason for g in plan.groups if not g.removed),
         }
 
     def judged(self, plan: structprune.Plan) -> dict[str, Any]:
@@ -103,7 +112,7 @@ class _Subject:
         oracle.randomise(self._model)
         for granularity, plan in plans.items():
             try:
-                yield granularity, by_value(self._model, plan.apply(self._model), self._call.double())
+                yield granularity, by_value(self._model, plan.apply(self._model, verify=False), self._call.double())
             except Exception as error:
                 yield granularity, {"oracle": described(error)}
 
@@ -119,6 +128,11 @@ class _Subject:
         )
         plan.apply(self._model)
         return plan
+
+
+def _counted(reasons: Iterable[str]) -> dict[str, int]:
+    """Why groups lost nothing, and how many for each reason, the most frequent first."""
+    return dict(Counter(reasons).most_common(6))
 
 
 def unexpected(reason: str) -> bool:
