@@ -237,6 +237,7 @@ def follow(
     held: list[tuple[int, int, Labels]] = []
     with running(model, record.training, decomposed=decomposed), undisturbed(model):
         for call in calls:
+            call = call.mapped(_own_copy)  # a forward may write into what it is given
             tracer.give((call.args, call.kwargs))
             out = tracer.forward(model, partial(call, model))
             found = output_tensors(out)
@@ -268,6 +269,10 @@ def has_values(model: nn.Module) -> bool:
 
 def _own_values(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     return like_parameter(tensor, tensor.detach().clone())
+
+
+def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone()
 
 
 def lent(model: nn.Module) -> nn.Module:

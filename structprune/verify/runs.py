@@ -105,12 +105,13 @@ def compared(
 
     masked_run = MaskedRun(present, keeps=locates, widens=widens)
     cut_run = MaskedRun(everything, keeps=locates, widens=widens)
-    masked = _replayed(model, calls, Replay(plain, space, roots, None, everything, masked_run), labels)
+    replay = Replay(plain, space, roots, None, everything, masked_run)
+    masked = _replayed(model, calls, replay, labels, CannotCompareError)
     unmasked = plain
     if masked_run.mixed:
         # Surrogates stood in: the masking must be held against the unmasked network with surrogates.
         replay = Replay(plain, space, roots, None, everything, MaskedRun(everything, widens=widens))
-        unmasked = _replayed(model, calls, replay, labels)
+        unmasked = _replayed(model, calls, replay, labels, CannotCompareError)
 
     # Two networks in float64 beside the two that the user holds are much memory: one goes before the other runs,
     # unless it has a cycle that only the garbage collector finds.
@@ -121,7 +122,7 @@ def compared(
     # Another number where weights make up for it: whether they do is what the outputs say.
     numbers = bool(plan.gains)
     replay = Replay(plain, space, roots, None, present, cut_run, any_numbers=numbers, draws_anew=draws_anew)
-    cut = _replayed(model, calls, replay, left)
+    cut = _replayed(model, calls, replay, left, DiffersError)
     first = _first(plain, masked_run, cut_run, replay) if locates else ""
     runs = Runs(unmasked.results, masked.results, cut.results, tuple(dict.fromkeys(masked_run.mixed)), first)
     check_shapes(runs.masked, runs.cut)
@@ -208,18 +209,25 @@ def is_finite(runs: Runs) -> bool:
     return math.isfinite(runs.scale)
 
 
-def _replayed(model: nn.Module, calls: Invocations, replay: Replay, labels: dict[str, Labels]) -> Record:
+def _replayed(
+    model: nn.Module,
+    calls: Invocations,
+    replay: Replay,
+    labels: dict[str, Labels],
+    failure: type[DiffersError] | type[CannotCompareError],
+) -> Record:
+    """Run a network again; ``failure`` is what it means if it does something else than the dense one did."""
     try:
         record = follow(model, calls, replay, labels)
     except StructPruneError:
         raise
     except DivergenceError as error:
-        raise DiffersError(str(error)) from error
+        raise failure(str(error)) from error
     except UnprovableError as error:
         raise CannotCompareError(str(error)) from error
     except Exception as error:
-        raise DiffersError(f"the code before {replay.upcoming().where} fails: {brief(error)}") from error
+        raise failure(f"the code before {replay.upcoming().where} fails: {brief(error)}") from error
     replay.end()
     if replay.mismatches:
-        raise DiffersError(str(replay.mismatches[0]))
+        raise failure(str(replay.mismatches[0]))
     return record

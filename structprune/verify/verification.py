@@ -51,6 +51,8 @@ _SURELY_EQUAL = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 3e-3, 
 _EQUAL = 1e-7
 # Nor is this in any dtype, unless the network decides by values, and then rounding may decide otherwise.
 _GROSS = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 0.2, torch.bfloat16: 0.5}
+# How many times as far as the masked dense network the cut one may be from what float64 gives.
+_LOST = 10
 
 
 def read_verify(verify: Any) -> Verify:
@@ -184,19 +186,18 @@ def _check_closely(
     apart = _relative(_observed_outputs(pruned, calls), got)
     if not apart <= gross:
         raise DiffersError(f"observed, the cut network's own outputs differ by {apart:.1e} of their scale")
-    if not (observed.mixed or observed.decides or draws):
-        # The first run does not know what constants shrink with; this one does.
-        runs = compared(dense, lambda _: pruned, plan, calls, widens=False, draws_anew=True)
-        error = _relative(runs.masked, got)
-        if not error <= gross:
-            raise DiffersError("more than rounding would make")
-    runs = _in_double(plan, dense, pruned, calls, draws_anew=not draws)
-    if not is_finite(runs):
-        raise CannotCompareError(f"the largest output is {runs.scale}")
-    if not runs.error <= _EQUAL:
+    double = _in_double(plan, dense, pruned, calls, draws_anew=not draws)
+    if not is_finite(double):
+        raise CannotCompareError(f"the largest output is {double.scale}")
+    if not double.error <= _EQUAL:
         if draws:
             raise CannotCompareError(f"the forward draws random numbers ({observed.draws[0]})")
-        raise DiffersError(f"in float64 the outputs differ by {runs.error:.1e} of their scale")
+        raise DiffersError(f"in float64 the outputs differ by {double.error:.1e} of their scale")
+    if not (observed.mixed or observed.decides or draws):
+        # The first run does not know what constants shrink with; this one does. Some networks lose more digits.
+        single = compared(dense, lambda _: pruned, plan, calls, widens=False, draws_anew=True).masked
+        if not _relative(single, got) <= max(gross, _LOST * _relative(double.masked, single)):
+            raise DiffersError("more than rounding would make")
 
 
 def _in_double(
