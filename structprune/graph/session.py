@@ -30,6 +30,7 @@ from structprune.meta.replica import (
     meta_replica,
     named_tensors,
     to_meta,
+    walk,
 )
 from structprune.meta.run import run_on_meta
 
@@ -277,9 +278,11 @@ def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
 
 def lent(model: nn.Module) -> nn.Module:
     """A copy to run: parameters over the same memory, and copies of all else, which a forward may write."""
+    # A class that does more when its mode changes may write into its weights (adapters that are merged).
+    shares = all(type(module).train is nn.Module.train for _, module in walk(model))
 
     def own(_name: str, tensor: torch.Tensor) -> torch.Tensor:
         same = tensor.detach()
-        return like_parameter(tensor, same if isinstance(tensor, nn.Parameter) else same.clone())
+        return like_parameter(tensor, same if shares and isinstance(tensor, nn.Parameter) else same.clone())
 
     return duplicate(model, own, lambda tensor: tensor.detach().clone())

@@ -25,7 +25,7 @@ from structprune.graph.slices import Ids, Labels
 from structprune.meta.formulas import is_counted, operator_flops
 from structprune.meta.forward import module_paths, unseen
 from structprune.meta.recurrent import unfused
-from structprune.meta.signature import tensors_among, tensors_of
+from structprune.meta.signature import memory_of, tensors_among, tensors_of
 from structprune.meta.twins import Twins
 from structprune.meta.watch import LEAVES, Watch
 
@@ -99,7 +99,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         value = Value(labels, node.index, 0, True, self._run)
         self._values[id(tensor)] = (tensor, value)
         if tensor.numel():
-            self._storages[tensor.untyped_storage()._cdata] = (tensor, value, name)
+            self._storages[memory_of(tensor)] = (tensor, value, name)
 
     def give(self, values: Any) -> None:
         """Say what the model is called with: other tensors that no operator made are its own constants."""
@@ -202,14 +202,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 tensor._structprune = value  # type: ignore[attr-defined]
         if op.in_place and tensors and tensors[0]._is_view():
-            self._rewritten[tensors[0].untyped_storage()._cdata] = node.index
+            self._rewritten[memory_of(tensors[0])] = node.index
             if not constant:
-                self._computed.add(tensors[0].untyped_storage()._cdata)
+                self._computed.add(memory_of(tensors[0]))
         return out
 
     def _is_constant(self, tensor: torch.Tensor, value: Value) -> bool:
         """Whether a tensor is a constant, and so is all that was written into parts of its memory."""
-        return value.constant and not (self._computed and tensor.untyped_storage()._cdata in self._computed)
+        return value.constant and not (self._computed and memory_of(tensor) in self._computed)
 
     def _value(self, tensor: torch.Tensor, *, lifted: bool = False) -> Value:
         known = self._values.get(id(tensor))
@@ -220,7 +220,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return value
         if known is None and tensor.numel():
             # A tensor that no operator made: an alias of a weight (``.data``), an input, a constant.
-            alias = self._storages.get(tensor.untyped_storage()._cdata)
+            alias = self._storages.get(memory_of(tensor))
             if alias is not None and alias[0].shape == tensor.shape and alias[0].stride() == tensor.stride():
                 known = alias[:2]
         if known is not None:
@@ -250,14 +250,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if op.out_variant:
                 written = set(range(len(tensors) - len(results), len(tensors)))
             for position, tensor in enumerate(tensors):
-                memory = tensor.untyped_storage()._cdata
+                memory = memory_of(tensor)
                 if memory in self._unfilled and tensor.numel():
                     alive = not self._unfilled.pop(memory).expired()  # type: ignore[no-untyped-call]
                     found += [position] if alive and position not in written else []
         return tuple(found)
 
     def _is_unfilled(self, tensor: torch.Tensor) -> bool:
-        return bool(self._unfilled) and tensor.untyped_storage()._cdata in self._unfilled
+        return bool(self._unfilled) and memory_of(tensor) in self._unfilled
 
     def _leaf(self, op: str, *, parametric: bool) -> Node:
         node = Node(len(self._nodes), op, "", (), parametric, [], is_leaf=True)
@@ -268,7 +268,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Nodes that wrote into a view of these tensors: what they read flows on through the whole."""
         if not self._rewritten:
             return ()
-        found = (self._rewritten.get(t.untyped_storage()._cdata) for t in tensors if t.numel())
+        found = (self._rewritten.get(memory_of(t)) for t in tensors if t.numel())
         return tuple(node for node in found if node is not None)
 
 
@@ -303,7 +303,7 @@ def _write_out(call: Call, results: list[torch.Tensor], labels: list[Labels]) ->
 
 
 def _kept(tensor: torch.Tensor) -> Constant:
-    return tensor.clone() if tensor.numel() <= _SMALL else LARGE
+    return tensor.clone() if tensor.layout == torch.strided and tensor.numel() <= _SMALL else LARGE
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import nn
 
@@ -129,9 +130,9 @@ class _Place:
         return held.get(self.name) is self.original
 
 
-_STAND_INS: dict[int, _StandIn] = {}
+# No cache is kept alive that no file has: one may hold a model.
+_STAND_INS: WeakValueDictionary[int, _StandIn] = WeakValueDictionary()
 _BY_MODULE: dict[str, tuple[ModuleType, int, list[_Place]]] = {}
-_BY_CLASS: dict[type, list[_Place]] = {}
 
 
 def _places_of_modules() -> Iterator[_Place]:
@@ -157,9 +158,7 @@ def _places_of_classes(classes: frozenset[type]) -> Iterator[_Place]:
     for kind in {base for each in classes for base in each.__mro__ if not _is_library(base)}:
         module = sys.modules.get(kind.__module__)
         if module is None or vars(module).get(kind.__name__) is not kind:
-            if not all(place.is_there for place in _BY_CLASS.get(kind, [])) or kind not in _BY_CLASS:
-                _BY_CLASS[kind] = list(_places_of_class(kind))
-            yield from _BY_CLASS[kind]
+            yield from _places_of_class(kind)
 
 
 def _places_of_class(kind: type) -> Iterator[_Place]:

@@ -63,6 +63,8 @@ _SHAPED_BY_NUMBERS: dict[str, Callable[..., Any]] = {"aten::_pack_padded_sequenc
 
 def _as_meta(value: Any) -> Any:
     """Tensors without their values; a scalar stays where it is, as operators take one from any device."""
+    if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
     if isinstance(value, torch.Tensor) and not value.is_meta and value.ndim:
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
     if isinstance(value, (list, tuple)):

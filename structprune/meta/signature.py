@@ -53,3 +53,9 @@ def tensors_among(values: Iterable[Any]) -> list[torch.Tensor]:
         elif isinstance(value, (list, tuple)):
             found += tensors_among(value)
     return found
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """A number for the memory that a tensor lies in, shared by its views while it lives; 0 for a sparse one."""
+    where: int = tensor.untyped_storage()._cdata if tensor.layout == torch.strided else 0
+    return where

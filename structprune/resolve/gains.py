@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from structprune.graph.record import Node, Record
-from structprune.meta.signature import tensors_of
+from structprune.meta.signature import memory_of, tensors_of
 from structprune.resolve.crossings import (
     CROSSINGS,
     MOVES,
@@ -116,7 +116,7 @@ class Readers:
             for position, (source, _) in enumerate(node.sources):
                 self.of.setdefault(source, []).append(node.index)
                 if record.nodes[source].is_leaf and node.asked is not None:
-                    self._unmade.append((node.index, source, _memory(node.asked.tensors[position])))
+                    self._unmade.append((node.index, source, memory_of(node.asked.tensors[position])))
 
     def tensor(self, name: str) -> torch.Tensor:
         """A parameter as an operator reads it, which has rows of floating-point numbers."""
@@ -142,11 +142,6 @@ class Readers:
                 return
             if (leaf, 0) not in found and memory.get(where, node) < node:
                 raise UnfitError
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    where: int = tensor.untyped_storage()._cdata
-    return where
 
 
 def _rows_behind(readers: Readers, node: Node, numbers: set[int]) -> tuple[dict[str, torch.Tensor], set[int]]:
@@ -212,7 +207,7 @@ def _flow(
             if out is not None and bool(distinct(out).any()):
                 mark((index, output), out)
                 for tensor in tensors_of(node.asked.out) if node.asked else ():
-                    memory.setdefault(_memory(tensor), index)
+                    memory.setdefault(memory_of(tensor), index)
     readers.check_known(found, memory, upto)
     return found
 

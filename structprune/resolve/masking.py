@@ -111,7 +111,8 @@ class MaskedRun:
     Args:
         present: The slices that are there.
         keeps: Keep all that operators return.
-        widens: Compute in float64, whatever was asked for.
+        widens: Compute in float64, whatever was asked for, and let surrogates stand in for what mixes channels; else
+            run the operators as they are.
     """
 
     def __init__(self, present: Mask, *, keeps: bool = False, widens: bool = True) -> None:
@@ -134,7 +135,7 @@ class MaskedRun:
         if node.operands:
             # One operand is enough: what is multiplied with zero is gone.
             args, kwargs = self._masked(node.operands[:1], 0.0, args, kwargs)
-        if node.mixed:
+        if node.mixed and self._widens:
             self.mixed.append(node.where)
             surrogate = SURROGATES.get(op.name.removeprefix("aten::"))
             if surrogate is None:

@@ -12,11 +12,20 @@ from structprune.graph.operators import Operator
 from structprune.graph.record import Node, Operand
 from structprune.graph.slices import Coupling, Labels, SliceSpace
 from structprune.meta.formulas import is_counted
-from structprune.meta.signature import tensors_among, tensors_of
+from structprune.meta.signature import memory_of, tensors_among, tensors_of
 from structprune.meta.watch import LEAVES
 from structprune.plan.plan import Plan
 from structprune.plan.planned import Planned
 from structprune.resolve.masking import filled
+
+# Functions with steps, where the last digit may decide: binary and quantised networks are made of them.
+_STEPS = frozenset(
+    f"aten::{name}"
+    for name in (
+        "sign sgn round floor ceil trunc frac heaviside bucketize fmod remainder floor_divide "
+        "fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine_cachemask"
+    ).split()
+)
 
 
 class WritesWeightsError(Exception):
@@ -29,7 +38,8 @@ class MaskedDense(Planned):
     Attributes:
         mixed: Operators that take a statistic over removed channels, which no mask takes back.
         draws: Operators that draw random numbers.
-        decides: Whether integers or truth values are computed from numbers: a route, an order, a mask.
+        dtypes: The dtypes of what operators returned.
+        decides: Whether integers, truth values or steps are computed from numbers: a route, an order, a mask.
         lent: The memory that the run must leave as it is: it raises ``WritesWeightsError`` before it would write.
     """
 
@@ -37,6 +47,7 @@ class MaskedDense(Planned):
         super().__init__(space, coupling, plan, _run)
         self.mixed: list[str] = []
         self.draws: list[str] = []
+        self.dtypes: set[torch.dtype] = set()
         self.decides = False
         self.lent: frozenset[int] = frozenset()
         self._of_weights = labels
@@ -45,7 +56,7 @@ class MaskedDense(Planned):
         """Run an operator on masked activations, if it contracts."""
         if op.in_place or op.out_variant or op.name == LEAVES:
             written = tensors_among((*args[:1], *(v for k, v in kwargs.items() if k not in op.settings)))
-            if any(tensor.untyped_storage()._cdata in self.lent for tensor in written):
+            if any(memory_of(tensor) in self.lent for tensor in written):
                 raise WritesWeightsError
         if torch.Tag.nondeterministic_seeded in op.func.tags:
             self.draws.append(node.where)
@@ -57,8 +68,10 @@ class MaskedDense(Planned):
             weights = [i for i, is_one in enumerate(activations) if not is_one]
             args, kwargs = masked or self._masked(node, weights, args, kwargs) or (args, kwargs)
         out = super().run(node, op, args, kwargs)
+        self.dtypes.update(tensor.dtype for tensor in tensors_of(out))
         if not self.decides and any(map(is_float, tensors_among((*args, *kwargs.values())))):
-            self.decides = not all(map(is_float, tensors_of(out))) or not isinstance(out, (torch.Tensor, tuple, list))
+            decided = not all(map(is_float, tensors_of(out))) or not isinstance(out, (torch.Tensor, tuple, list))
+            self.decides = decided or op.name in _STEPS
         return out
 
     def _masked(

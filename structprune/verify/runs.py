@@ -82,7 +82,8 @@ def compared(
         calls: What to call both with.
         training: In training mode; what is drawn by chance is drawn once.
         locates: Find the first operator that differs, for which all that operators return is kept.
-        widens: Compute in float64, whatever the forward asks for.
+        widens: Compute in float64, whatever the forward asks for; else in its own dtypes, where nothing that is removed
+            may be mixed.
         draws_anew: Draw random numbers in every run, as if they came from a seed of the forward's own.
 
     Raises:
@@ -141,7 +142,7 @@ def _first(plain: Record, masked: MaskedRun, cut: MaskedRun, replay: Replay) -> 
         pairs = zip(tensors_of(masked.kept.get(node.index)), tensors_of(cut.kept.get(node.index)), strict=False)
         for output, (whole, part) in zip(node.outputs, pairs, strict=False):
             expected = replay.present_of(whole, output)
-            scale = float(expected.abs().max()) if expected.numel() else 0.0
+            scale = distance(expected, torch.zeros_like(expected))
             if expected.shape != part.shape or distance(expected, part) > _APART * (scale or 1.0):
                 return node.where
     return ""
@@ -157,7 +158,9 @@ def cut_alike(pruned: nn.Module, dense: nn.Module, plan: Plan) -> nn.Module:
 
     def same_slices(name: str, tensor: torch.Tensor) -> torch.Tensor:
         twin = equal_values(name, weights[name], cut)
-        return nn.Parameter(twin) if isinstance(tensor, nn.Parameter) else twin
+        # Whether a weight is trained decides which way attention takes in torch.nn.
+        trained = weights[name].requires_grad
+        return nn.Parameter(twin, requires_grad=trained) if isinstance(tensor, nn.Parameter) else twin
 
     return duplicate(pruned, same_slices, doubled)
 

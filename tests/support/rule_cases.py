@@ -569,6 +569,7 @@ INDEXING = [
 ]  # fmt: skip
 
 OUTSIDE = [
+    Case("_sparse_addmm", lambda x: torch.sparse.mm(fixed(5, 4).to_sparse(), x.to(torch.float32)), ((4, 6),), ("0.1",)),
     Case("structprune::leaves", lambda x: (torch.ops.structprune.leaves(x, "a test"), x * 2)[1], X, ()),
     Case("out=", lambda x, y: torch.mul(x, y, out=torch.empty_like(x)), PAIR, PAIRED),
     Case("view.dtype", lambda x: x.contiguous().view(torch.uint8), X, ("0.0", "0.1")),

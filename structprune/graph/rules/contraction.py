@@ -120,7 +120,7 @@ def grouped_product(call: Call) -> Labels:
     return (call.labels(a)[0], call.produce(b, 2))
 
 
-@rule("addmm", "baddbmm")
+@rule("addmm", "baddbmm", "_sparse_addmm")
 def matrix_product_and_sum(call: Call) -> Labels:
     """``beta * bias + a @ b``."""
     bias, a, b = call.tensors[0], call.tensors[1], call.tensors[2]
