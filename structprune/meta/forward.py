@@ -42,6 +42,9 @@ def running(model: nn.Module, training: bool, *, decomposed: bool = True, seed: 
     modes = {module: module.training for _, module in walk(model)}
     with _ALONE, _random_state(model, seed), ExitStack() as stack:
         try:
+            if "torch._dynamo" in sys.modules:
+                # Compiled functions that a mode was seen around would never be compiled again.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             if decomposed:
                 stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)

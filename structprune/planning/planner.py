@@ -15,7 +15,6 @@ from structprune.graph.session import Session
 from structprune.graph.slices import Mask
 from structprune.inputs import Invocations
 from structprune.meta.replica import held_tensors, named_tensors
-from structprune.meta.spectral import spectral_note
 from structprune.plan.budget import Selection, select
 from structprune.plan.costs import costs_of
 from structprune.plan.importance import Ranking, name_of, ranking_of
@@ -69,7 +68,7 @@ class Planner:
             UntracedParameterError: It would change sizes that an unread parameter shares.
         """
         if not plan.kept and _asks_for_something(settings):
-            raise NothingToPruneError(_nothing(plan, spectral_note(self._model)))
+            raise NothingToPruneError(_nothing(plan))
         if plan.kept and not settings.allow_untraced:
             _check_untraced(self._model, plan, graph)
         return plan
@@ -88,8 +87,7 @@ class Planner:
         if resolved.cut.kept:
             self._known = known or resolved
         plan = _plan(self._model, resolved, selections[id(resolved.graph)], settings)
-        spectral = spectral_note(self._model)
-        notes = (*self._ranking.notes, *_idle(settings, resolved.graph), *([spectral] if spectral else []))
+        notes = (*self._ranking.notes, *_idle(settings, resolved.graph))
         return replace(plan, notes=(*plan.notes, *notes), examples=tuple(self.examples)), resolved.graph
 
 
@@ -164,13 +162,12 @@ def _asks_for_something(settings: Settings) -> bool:
     return any(share > 0 for share in shares)
 
 
-def _nothing(plan: Plan, spectral: str) -> str:
+def _nothing(plan: Plan) -> str:
     reasons = [f"{g.name}: {g.reason}" for g in plan.groups]
     shown = "\n  ".join(reasons[:8]) or "no layer produces channels"
     more = f"\n  and {len(reasons) - 8} more" if len(reasons) > 8 else ""
     ways = [way for sign, way in _WAYS_ON.items() if any(sign in g.reason for g in plan.groups)]
     advice = f"\nOptions that allow more: {', '.join(ways)}." if ways else "\nNo option allows more."
-    advice += f"\nBut {spectral}." if spectral else ""
     return f"Not one channel of this {plan.model} can be removed with these options:\n  {shown}{more}{advice}"
 
 

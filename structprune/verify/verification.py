@@ -268,8 +268,14 @@ def _plain_outputs(
     pruned: nn.Module, calls: Invocations, *, seed: int = 0, decomposed: bool = False
 ) -> list[torch.Tensor]:
     """What the cut network returns by itself."""
+    own = [call.mapped(torch.clone) for call in calls]
     try:
-        return _outputs(lent(pruned), [call.mapped(torch.clone) for call in calls], seed, decomposed)
+        try:
+            return _outputs(lent(pruned), own, seed, decomposed)
+        except RuntimeError:
+            # Some forwards cannot run while gradients are recorded: those that write by ``out=``, for instance.
+            with torch.no_grad():
+                return _outputs(lent(pruned), [call.mapped(torch.clone) for call in calls], seed, decomposed)
     except Exception as error:
         raise DiffersError(f"the cut network fails: {brief(error)}") from error
 
