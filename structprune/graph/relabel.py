@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from structprune.graph.arguments import PLACED, places
 from structprune.graph.call import Call
 from structprune.graph.discovery import RAN, Discovery
 from structprune.graph.flow import freeze_unread
 from structprune.graph.record import Node, Output, Record, Value
 from structprune.graph.slices import Labels
-from structprune.graph.tracer import PLACED, apply_rule, places
+from structprune.graph.tracer import apply_rule
 from structprune.meta.signature import tensors_of
 
 _MOST_DIMS = 64

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import structprune.graph.rules  # noqa: F401  (importing them registers them)
 from structprune.errors import TraceError
+from structprune.graph.arguments import PLACED, comparable, places, source_line
 from structprune.graph.call import Call, Recorder
 from structprune.graph.operators import Operator, operator
 from structprune.graph.record import LARGE, Asked, Constant, Node, Output, Record, Value
@@ -29,7 +27,6 @@ from structprune.meta.signature import memory_of, tensors_among, tensors_of
 from structprune.meta.twins import Twins
 from structprune.meta.watch import LEAVES, Watch
 
-_OURS = str(Path(__file__).parent.parent)
 # Values this small are kept, so that a constant computed from a size can be compared with another.
 _SMALL = 4096
 # What these return is whatever the memory held before.
@@ -37,8 +34,6 @@ _UNFILLED = frozenset(
     f"aten::{name}" for name in "empty empty_like empty_strided empty_permuted new_empty new_empty_strided".split()
 )
 _DRAWN = torch.Tag.nondeterministic_seeded
-_AS_THEY_ARE = frozenset((type(None), bool, int, float, str, torch.dtype))
-PLACED = frozenset(("aten::slice", "aten::roll"))
 
 
 class Observer(Recorder, Protocol):
@@ -151,7 +146,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             [tuple(t.shape) for t in tensors],
         )
         node.sources = tuple([(v.node, v.output) for v in values])
-        node.settings = tuple([(n, _plain(arguments.get(n, op.defaults[n]))) for n in op.settings])
+        node.settings = tuple([(n, comparable(arguments.get(n, op.defaults[n]))) for n in op.settings])
         node.writes = op.in_place
         if op.name in PLACED:
             node.places = places({**op.defaults, **arguments}, values[0].labels)
@@ -304,42 +299,6 @@ def _write_out(call: Call, results: list[torch.Tensor], labels: list[Labels]) ->
 
 def _kept(tensor: torch.Tensor) -> Constant:
     return tensor.clone() if tensor.layout == torch.strided and tensor.numel() <= _SMALL else LARGE
-
-
-def _plain(value: Any) -> Any:
-    """An argument as it can be compared: tensors are not, only that there is one."""
-    if type(value) in _AS_THEY_ARE:
-        return value
-    if isinstance(value, torch.Tensor):
-        return torch.Tensor
-    if isinstance(value, (list, tuple)):
-        return tuple(_plain(item) for item in value)
-    return value
-
-
-def places(arguments: dict[str, Any], labels: Labels) -> tuple[Any, ...]:
-    """The numbers that an operator was given, if none of its dimensions carries labels that show them."""
-    dims = arguments["dims"] if "dims" in arguments else [arguments["dim"]]
-    if any(labels[d] is not None for d in dims):
-        return ()
-    return tuple(v for k, v in arguments.items() if k != "self")
-
-
-def source_line() -> str:
-    """The source line that is running, with those it was called from up to a module's forward.
-
-    The line alone would not do: all that a model rearranges may go through one line of a library.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    lines = []
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_OURS):
-            lines.append(f"{file}:{frame.f_lineno}")
-            if frame.f_code.co_name == "forward":
-                break
-        frame = frame.f_back
-    return " < ".join(lines)
 
 
 def _replay(

@@ -15,6 +15,7 @@ from structprune.graph.checks import check_model
 from structprune.graph.discovery import is_float
 from structprune.graph.session import Session
 from structprune.inputs import Invocations
+from structprune.meta.given import check_module
 from structprune.meta.replica import duplicate, held_tensors, walk
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import Plan, carried_plan, plan_of
@@ -88,6 +89,7 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
         PlanError: ``pruned`` carries no plan, or its plan is not for ``dense``.
         InputError: The inputs could not be inferred, or do not run.
     """
+    check_module(pruned)
     plan = plan_of(pruned)
     first = carried_plan(dense)
     if first is not None and not plan.fits(dense):
