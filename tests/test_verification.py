@@ -162,6 +162,81 @@ def test_right_cuts_pass_in_every_dtype(name: str, dtype: torch.dtype) -> None:
     assert small.a.out_features == 8
 
 
+class Encoder(nn.Module):
+    """Padded tokens: PyTorch's fast path returns zeros there, its other way does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.embed, self.layers, self.head = nn.Embedding(50, 32), nn.TransformerEncoder(layer, 2), nn.Linear(32, 50)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.layers(self.embed(ids), src_key_padding_mask=ids == 0))  # type: ignore[no-any-return]
+
+
+IDS = torch.randint(1, 50, (2, 12), generator=torch.Generator().manual_seed(0)).tril(8)
+ORDINARY: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "padding": (lambda: Encoder().eval().requires_grad_(False), IDS),
+    "logits of another dtype": (lambda: Between(lambda h, m: torch.tanh(h)).bfloat16(), X.bfloat16()),
+    "a little noise": (lambda: Between(lambda h, m: h + 1e-4 * torch.randn_like(h)), X),
+    "binary activations": (lambda: Between(lambda h, m: torch.sign(h) * h.abs().mean(0)), X),
+    "random routes": (lambda: Between(lambda h, m: h * (torch.rand(()) > 0.5)), X),
+}
+
+
+@pytest.mark.parametrize("name", list(ORDINARY))
+def test_ordinary_networks_are_let_through(name: str) -> None:
+    make, x = ORDINARY[name]
+    model = make()
+    if name == "logits of another dtype":
+        model.register_forward_hook(lambda _module, _args, out: out.float())
+    small = structprune.prune_model(model, 0.5, example_inputs=x, **FREE)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_outputs_that_are_zero_whatever_is_removed_get_a_note() -> None:
+    model: Any = Between(lambda h, m: torch.tanh(h))
+    nn.init.zeros_(model.b.weight)
+    nn.init.zeros_(model.b.bias)
+    plan = structprune.plan_pruning(model, 0.5, example_inputs=X, **FREE)
+    right = structprune.prune_model(model, 0.5, example_inputs=X, **FREE)
+    assert any("all outputs are zero" in note for note in structprune.plan_of(right).notes)
+    with pytest.raises(VerificationError, match="cannot be verified: with these weights all outputs are zero"):
+        plan.apply(model, verify=True)
+
+
+def test_nothing_flows_through_zeros_so_that_constant_inputs_are_varied() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(8, 16, bias=False), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.tanh(self.a(x)))  # type: ignore[no-any-return]
+
+    model = Bare()
+    plan = structprune.plan_pruning(model, 0.5, example_inputs=torch.zeros(2, 8), **FREE)
+    small: Any = plan.apply(model, verify=True)
+    assert small.a.out_features == 8
+    changed = replace(plan, gains={"a.weight": (2.0,) * 8})
+    with pytest.raises(VerificationError, match="the outputs differ by"):
+        changed.apply(model)
+
+
+def test_a_class_that_merges_weights_when_its_mode_changes_leaves_the_users() -> None:
+    class Merging(nn.Linear):
+        def train(self, mode: bool = True) -> Any:
+            self.weight.data.mul_(1.0 if mode == self.training else 2.0)
+            return super().train(mode)
+
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), Merging(16, 8), nn.Tanh(), nn.Linear(8, 4)).train()
+    before = state(model)
+    structprune.prune_model(model, 0.5, example_inputs=X, **FREE)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
 def test_what_is_compensated_is_verified_without_the_compensation() -> None:
     model = TinyResNet().eval()
     small: Any = structprune.prune_model(model, 0.5, example_inputs=IMAGE, compensate=True, verify=True)

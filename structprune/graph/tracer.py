@@ -185,7 +185,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
             sources = {id(t): s for t, s in zip(tensors, node.sources, strict=True)}
-            node.replay = _replay(func, args, kwargs, sources, copies=op.in_place)
+            node.replay = _replay(func, args, kwargs, sources, copies=op.in_place or op.out_variant)
         if not self._observer.record.training:
             node.macs = _macs(op, args, kwargs, out)
         self._nodes.append(node)

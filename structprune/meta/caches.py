@@ -18,6 +18,7 @@ from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import WeakValueDictionary
 
+import torch
 from torch import nn
 
 from structprune.meta.replica import walk
@@ -206,7 +207,11 @@ def _stand_in(cache: Any) -> _StandIn:
 
 
 class _Kept:
-    """The variables of a file or class as they were, and the dicts and lists among them."""
+    """The variables of a file or class as they were, and the dicts and lists among them.
+
+    Put back is what the run left there: tensors that it made, and plain values such as counters and flags, which every
+    run must find alike. All else is left alone: other threads may have stored it.
+    """
 
     def __init__(self, owner: ModuleType | type) -> None:
         self._owner = owner
@@ -214,12 +219,11 @@ class _Kept:
         self._tables = [_Table(v) for v in self._names.values() if type(v) in _TABLES or type(v) is list]
 
     def restore(self) -> None:
-        now = _variables(self._owner)
-        for name in now.keys() - self._names.keys():
-            delattr(self._owner, name)
-        for name, value in self._names.items():
-            if now.get(name) is not value:
-                setattr(self._owner, name, value)
+        for name, value in _variables(self._owner).items():
+            before = self._names.get(name, _NONE)
+            if value is before or not (_is_ours(value) or (type(value) in _VALUES and type(before) in _VALUES)):
+                continue
+            delattr(self._owner, name) if before is _NONE else setattr(self._owner, name, before)
         for table in self._tables:
             table.restore()
 
@@ -233,20 +237,35 @@ class _Table:
         self._entries = table.copy() if self._size <= _SMALL else None
 
     def restore(self) -> None:
-        table, added = self._table, len(self._table) - self._size
-        if self._entries is not None:
-            if added or any(a is not b for a, b in zip(_entries(table), _entries(self._entries), strict=True)):
-                table.clear()
-                table.extend(self._entries) if type(table) is list else table.update(self._entries)
-        elif added > 0 and type(table) is list:
-            del table[self._size :]
-        elif added > 0:
-            for key in list(islice(reversed(table), added)):
+        table, entries = self._table, self._entries
+        if type(table) is list:
+            if entries is not None:
+                for place, (now, before) in enumerate(zip(table, entries, strict=False)):
+                    if now is not before and _is_ours(now):
+                        table[place] = before
+            for place in reversed(range(min(self._size, len(table)), len(table))):
+                if _is_ours(table[place]):
+                    del table[place]
+            return
+        added = max(len(table) - self._size, 0)
+        for key in list(table if entries is not None else islice(reversed(table), added)):
+            before = _NONE if entries is None else entries.get(key, _NONE)
+            if table[key] is not before and _is_ours(table[key]):
                 del table[key]
+                if before is not _NONE:
+                    table[key] = before
 
 
-def _entries(table: Any) -> list[Any]:
-    return table if type(table) is list else [entry for item in table.items() for entry in item]
+_VALUES = frozenset((type(None), bool, int, float, str))
+
+
+def _is_ours(value: Any, depth: int = 2) -> bool:
+    """Whether something is a tensor that a run without numbers made, or holds one."""
+    if isinstance(value, torch.Tensor):
+        return value.is_meta or hasattr(value, "_structprune")
+    if type(value) in (list, tuple, *_TABLES) and depth and len(value) <= _SMALL:
+        return any(_is_ours(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value))
+    return False
 
 
 def _variables(owner: ModuleType | type) -> dict[str, Any]:

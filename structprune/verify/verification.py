@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from structprune.errors import OptionError, StructPruneError, TraceError, VerificationError, brief
 from structprune.graph.discovery import Discovery
 from structprune.graph.outputs import output_tensors
 from structprune.graph.session import follow, has_values, labels_of, lent
 from structprune.graph.slices import Coupling, SliceSpace
-from structprune.inputs import Invocations, infer_inputs, read_inputs
+from structprune.inputs import Invocation, Invocations, infer_inputs, read_inputs
 from structprune.meta.caches import undisturbed
 from structprune.meta.forward import running
 from structprune.meta.replica import duplicate, like_parameter
@@ -45,6 +46,8 @@ Verify = Literal["auto"] | bool
 # "auto" verifies where the dense and the cut forward together take at most this many multiply-accumulates: about a
 # second on two CPU cores.
 MOST_MACS = 20_000_000_000
+# And where a copy in float64, if one is needed, has at most this many bytes.
+MOST_BYTES = 4_000_000_000
 # What rounding alone may make of the largest output. Above that, float64 tells rounding from a wrong cut.
 _SURELY_EQUAL = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 # In float64 more than this is no rounding.
@@ -89,11 +92,10 @@ def verify_cut(plan: Plan, model: nn.Module, pruned: nn.Module | None, verify: V
     why = _why_not(plan, model) if verify == "auto" else ""
     if not why:
         try:
-            calls = _calls(plan, model, example_inputs)
             if pruned is None or plan.shifts or plan.scales:
                 # What makes up for removed channels is no part of the masked network.
                 pruned = cut_copy(model, replace(plan.cut, shifts={}, scales={}))
-            _check(plan, model, pruned, calls)
+            _check_with_any(plan, model, pruned, example_inputs, spares=verify == "auto")
             return ""
         except CannotCompareError as error:
             why = str(error)
@@ -115,28 +117,53 @@ def _why_not(plan: Plan, model: nn.Module) -> str:
     return ""
 
 
-def _calls(plan: Plan, model: nn.Module, example_inputs: Any) -> Invocations:
-    """What to run the networks with.
+def _candidates(plan: Plan, model: nn.Module, example_inputs: Any) -> Iterator[Invocations]:
+    """What to run the networks with, best first: constant inputs become random ones, if the model runs with those."""
+    if example_inputs is not None or plan.examples:
+        guesses: Iterable[Invocations] = [
+            read_inputs(list(plan.examples) if example_inputs is None else example_inputs)
+        ]
+    else:
+        guesses = infer_inputs(model)
+    for calls in guesses:
+        varied = [call.mapped(_varied) for call in calls]
+        if not all(map(_same_inputs, calls, varied)):
+            yield varied
+        yield calls
+
+
+def _check_with_any(plan: Plan, dense: nn.Module, pruned: nn.Module, example_inputs: Any, *, spares: bool) -> None:
+    """Hold the cut network against the dense one with the first inputs that this runs with.
 
     Raises:
-        CannotCompareError: Nothing is given, known or inferred that the model runs with.
+        VerificationError: It gives something else.
+        CannotCompareError: That cannot be said.
     """
-    if not has_values(model):
+    if not has_values(dense):
         raise CannotCompareError("the model is on the meta device and has no values")
-    if example_inputs is not None or plan.examples:
-        return read_inputs(list(plan.examples) if example_inputs is None else example_inputs)
-    failed = "none could be inferred"
-    for calls in infer_inputs(model):
+    failed = "there are no example inputs, and none could be inferred: give example_inputs"
+    for calls in _candidates(plan, dense, example_inputs):
         try:
-            _outputs(_copied(model), [call.mapped(torch.clone) for call in calls])
-            return calls
-        except Exception as error:
-            failed = f"with inferred ones it fails ({brief(error)})"
-    raise CannotCompareError(f"there are no example inputs, and {failed}: give example_inputs")
+            _check(plan, dense, pruned, calls, spares=spares)
+            return
+        except _DoesNotRunError as error:
+            failed = str(error)
+            if example_inputs is None and not plan.examples:
+                failed = f"there are no example inputs, and with inferred ones {failed}: give example_inputs"
+    raise CannotCompareError(failed)
 
 
-def _check(plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations) -> None:
-    """Hold the cut network against the masked dense one.
+class _DoesNotRunError(CannotCompareError):
+    """The dense model does not run with these inputs."""
+
+
+def _same_inputs(left: Invocation, right: Invocation) -> bool:
+    pairs = zip(tree_leaves((left.args, left.kwargs)), tree_leaves((right.args, right.kwargs)), strict=True)
+    return all(a is b for a, b in pairs)
+
+
+def _check(plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations, *, spares: bool) -> None:
+    """Hold the cut network against the masked dense one; ``spares`` memory.
 
     Raises:
         VerificationError: It gives something else.
@@ -149,11 +176,17 @@ def _check(plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations) 
         except WritesWeightsError:
             dense, pruned = _copied(dense), _copied(pruned)
             expected, observed = _masked_outputs(plan, dense, calls, writes=True)
+        if not any(map(_shows_something, expected)):
+            raise CannotCompareError("with these weights all outputs are zero or no numbers, whatever is removed")
         got = _plain_outputs(pruned, calls)
-        check_shapes(expected, got)
+        alike = [t.shape for t in expected] == [t.shape for t in got]
+        if not (observed.mixed or observed.decides):
+            check_shapes(expected, got)
         dtype = max(observed.dtypes & _SURELY_EQUAL.keys(), key=_SURELY_EQUAL.__getitem__, default=torch.float32)
-        error, gross = _relative(expected, got), _GROSS.get(dtype, 1e-2)
+        error, gross = _relative(expected, got) if alike else math.inf, _GROSS.get(dtype, 1e-2)
         if observed.mixed or not error <= _SURELY_EQUAL.get(dtype, 1e-5):
+            if spares and 8 * sum(p.numel() for p in dense.parameters()) > MOST_BYTES:
+                raise CannotCompareError("that takes a copy in float64, which is more memory than 'auto' spends")
             _check_closely(plan, dense, pruned, calls, observed, got, gross)
     except DiffersError as difference:
         first = _first_difference(plan, dense, pruned, calls)
@@ -194,15 +227,20 @@ def _check_closely(
     double = _in_double(plan, dense, pruned, calls, draws_anew=not draws)
     if not is_finite(double):
         raise CannotCompareError(f"the largest output is {double.scale}")
-    if not double.error <= _EQUAL:
+    apart = _relative(double.masked, double.cut)
+    if not apart <= _EQUAL:
         if draws:
             raise CannotCompareError(f"the forward draws random numbers ({observed.draws[0]})")
-        raise DiffersError(f"in float64 the outputs differ by {double.error:.1e} of their scale")
+        raise DiffersError(f"in float64 the outputs differ by {apart:.1e} of their scale")
     if not (observed.mixed or observed.decides or draws):
         # The first run does not know what constants shrink with; this one does. Some networks lose more digits.
         single = compared(dense, lambda _: pruned, plan, calls, widens=False, draws_anew=True).masked
-        if not _relative(single, slow) <= max(gross, _LOST * _relative(double.masked, single)):
-            raise DiffersError("more than rounding would make")
+        error = _relative(single, slow)
+        if not error <= max(gross, _LOST * _relative(double.masked, single)):
+            moved = _plain_outputs(pruned, [call.mapped(_moved) for call in calls], decomposed=True)
+            if not error <= _LOST * _relative(slow, moved):
+                raise DiffersError("more than rounding would make")
+            raise CannotCompareError("rounding changes its outputs as much as a wrong cut would")
 
 
 def _in_double(
@@ -256,7 +294,7 @@ def _masked_outputs(
     except (StructPruneError, WritesWeightsError):
         raise
     except Exception as error:
-        raise CannotCompareError(f"the dense model does not run with the example inputs: {brief(error)}") from error
+        raise _DoesNotRunError(f"the dense model does not run ({brief(error)})") from error
     if record.unknown:
         names = ", ".join(name.removeprefix("aten::") for name in record.unknown)
         raise CannotCompareError(f"channels reach operators without a rule here ({names})")
@@ -296,19 +334,44 @@ def _outputs(model: nn.Module, calls: Invocations, seed: int = 0, decomposed: bo
 
 
 def _relative(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
-    """The largest difference, divided by the largest expected output; one of integers is no rounding."""
+    """The largest difference on the scale of an output; one of integers is no rounding."""
     pairs = [(a, b) for a, b in zip(expected, got, strict=True) if a.numel()]
     if any(not _computed(a) and not torch.equal(a, b) for a, b in pairs):
         return math.inf
     both = [_without_alike(a, b) for a, b in pairs if _computed(a)]
-    scale = max((float(a.abs().max()) for a, _ in both if a.numel()), default=0.0) or 1.0
-    return max((distance(a, b) for a, b in both), default=0.0) / scale
+    # Each output on its own scale: beside a mask of the largest numbers nothing else would count.
+    scales = [float(a.abs().max()) if a.numel() else 0.0 for a, _ in both]
+    largest = max(scales, default=0.0) or 1.0
+    return max((distance(a, b) / (own or largest) for (a, b), own in zip(both, scales, strict=True)), default=0.0)
+
+
+def _shows_something(tensor: torch.Tensor) -> bool:
+    values = _widened(tensor) if _computed(tensor) else tensor
+    return bool((values.isfinite() & (values != 0)).any())
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def _without_alike(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two tensors without the entries in which both are infinite or no number, and the same."""
+    a, b = _widened(a), _widened(b)
     apart = a.isfinite() | ~((a == b) | (a.isnan() & b.isnan()))
     return (a, b) if bool(apart.all()) else (a[apart], b[apart])
+
+
+def _moved(tensor: torch.Tensor) -> torch.Tensor:
+    """An input that differs in its last digits."""
+    return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps) if tensor.is_floating_point() else tensor
+
+
+def _varied(tensor: torch.Tensor) -> torch.Tensor:
+    """An input of zeros or the like as one through which something flows: only its shape was meant."""
+    if not tensor.is_floating_point() or tensor.ndim < 2 or bool((tensor != tensor.flatten()[:1]).any()):
+        return tensor
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(tensor.dtype).to(tensor.device)
 
 
 def _computed(tensor: torch.Tensor) -> bool:
