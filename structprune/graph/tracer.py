@@ -164,19 +164,24 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = tensors_of(out)
         node.returns_list = isinstance(out, (list, tuple))
         call = Call(self._observer, op, arguments, tensors, values, node, out)
-        node.not_filled = self._not_filled(op, tensors, results)
+        if self._unfilled or op.name in _UNFILLED:
+            node.not_filled = self._not_filled(op, tensors, results)
         labels = apply_rule(self._observer, op, call, results)
-        constants = [self._is_constant(t, v) for t, v in zip(tensors, values, strict=True)]
-        # What a generator of the forward's own draws is the same every time.
-        drawn = _DRAWN in func.tags and arguments.get("generator") is None
-        constant = all(constants) and op.name not in _UNFILLED and not drawn
-        if op.in_place and constants:
-            constants[0] = constant  # it is looked at once it is written
+        constant = False
         if self._observer.on_meta:
             node.asked = Asked(op, arguments, tensors, out)
             known = [*tensors, *results]
-            node.constants = [None if t.is_meta or self._is_unfilled(t) else _kept(t) for t in known]
+            if self._unfilled:
+                node.constants = [None if t.is_meta or self._is_unfilled(t) else _kept(t) for t in known]
+            else:
+                node.constants = [None if t.is_meta else _kept(t) for t in known]
         else:
+            # What a generator of the forward's own draws is the same every time.
+            drawn = _DRAWN in func.tags and arguments.get("generator") is None
+            constants = [self._is_constant(t, v) for t, v in zip(tensors, values, strict=True)]
+            constant = all(constants) and op.name not in _UNFILLED and not drawn
+            if op.in_place and constants:
+                constants[0] = constant  # it is looked at once it is written
             # To hold on to the values would take gigabytes.
             node.asked = Asked(op, *self._twins.of((arguments, tensors, out)))
             all_of_them = (*constants, *[constant] * len(results))

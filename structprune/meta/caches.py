@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from structprune.meta.replica import walk
+from structprune.meta.replica import is_of_torch, walk
 
 _Cache = type(functools.lru_cache(lambda: None))
 # A table of another class may do anything when it is read.
@@ -134,16 +134,22 @@ class _Place:
 # No cache is kept alive that no file has: one may hold a model.
 _STAND_INS: WeakValueDictionary[int, _StandIn] = WeakValueDictionary()
 _BY_MODULE: dict[str, tuple[ModuleType, int, list[_Place]]] = {}
+# What was loaded when the files were last looked through, and the names of those that are no libraries'.
+_FILES: list[Any] = [None, []]
 
 
 def _places_of_modules() -> Iterator[_Place]:
     """The caches in all files that are loaded: a model may call another's function through any of them."""
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in _LIBRARIES or not isinstance(module, ModuleType):
+    loaded = len(sys.modules), next(reversed(sys.modules))
+    if _FILES[0] != loaded:
+        _FILES[:] = loaded, [name for name in sys.modules if name.partition(".")[0] not in _LIBRARIES]
+    for name in _FILES[1]:
+        module, known = sys.modules.get(name), _BY_MODULE.get(name)
+        if not isinstance(module, ModuleType):
             continue
-        known = _BY_MODULE.get(name)
-        if known is None or known[:2] != (module, len(vars(module))) or not all(p.is_there for p in known[2]):
-            known = _BY_MODULE[name] = module, len(vars(module)), list(_places_in_file(module))
+        size = len(vars(module))
+        if known is None or known[0] is not module or known[1] != size or not all(p.is_there for p in known[2]):
+            known = _BY_MODULE[name] = module, size, list(_places_in_file(module))
         yield from known[2]
 
 
@@ -170,6 +176,8 @@ def _places_of_class(kind: type) -> Iterator[_Place]:
 def _places_in(model: nn.Module) -> Iterator[_Place]:
     """The caches that the modules of a copy hold themselves."""
     for _, module in walk(model):
+        if is_of_torch(type(module)):
+            continue
         held = vars(module)
         for name, value in list(held.items()):
             if type(value) is _Cache or type(value) is FunctionType:

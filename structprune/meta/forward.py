@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from structprune.inputs import Invocations, misread
-from structprune.meta.replica import named_tensors, walk
+from structprune.meta.replica import walk
 
 # What a run sets holds for the whole process: random states, the kernels of attention, function caches. Of two threads
 # at once each would put back what the other had set.
@@ -64,7 +64,9 @@ def _random_state(model: nn.Module, seed: int) -> Iterator[None]:
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         try:
-            for kind in {tensor.device.type for tensor in named_tensors(model).values()} - {"cpu", "meta"}:
+            first = next(model.parameters(), None)
+            kind = "cpu" if first is None else first.device.type
+            if kind not in ("cpu", "meta"):
                 device = torch.get_device_module(kind)
                 if hasattr(device, "manual_seed_all"):
                     stack.enter_context(torch.random.fork_rng(range(device.device_count()), device_type=kind))

@@ -61,7 +61,9 @@ def _registered(modules: list[tuple[str, nn.Module]]) -> dict[str, torch.Tensor]
     for kind in ("_parameters", "_buffers"):
         for path, module in modules:
             for name, tensor in getattr(module, kind).items():
-                if tensor is not None and id(tensor) not in found and not is_sparse_buffer(tensor):
+                if tensor is not None and id(tensor) not in found:
+                    if kind == "_buffers" and is_sparse_buffer(tensor):
+                        continue
                     found.add(id(tensor))
                     named[f"{path}.{name}" if path else name] = tensor
     return named
@@ -71,11 +73,24 @@ def _held(modules: list[tuple[str, nn.Module]]) -> dict[str, torch.Tensor]:
     named = _registered(modules)
     found = {id(tensor) for tensor in named.values()}
     for path, module in modules:
+        if is_of_torch(type(module)):
+            continue  # holds nothing that is not registered, and there are hundreds
         for name, tensor in vars(module).items():
             if type(tensor) is torch.Tensor and id(tensor) not in found and _is_table(tensor):
                 found.add(id(tensor))
                 named[f"{path}.{name}" if path else name] = tensor
     return named
+
+
+_OF_TORCH: dict[type, bool] = {}
+
+
+def is_of_torch(kind: type) -> bool:
+    """Whether a class is one of torch.nn's own layers."""
+    known = _OF_TORCH.get(kind)
+    if known is None:
+        known = _OF_TORCH[kind] = kind.__module__.startswith("torch.nn.")
+    return known
 
 
 def is_sparse_buffer(tensor: torch.Tensor) -> bool:

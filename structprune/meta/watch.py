@@ -69,6 +69,8 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         """Run a function, or answer in its place."""
         kwargs = kwargs or {}
+        if func not in _SPECIAL and "device" not in kwargs:  # nearly all of them
+            return self._call(func, args, kwargs)
         if "device" in kwargs and self._is_theirs(kwargs["device"]):
             kwargs = {**kwargs, "device": torch.device("meta")}
         if func not in _SPECIAL:
