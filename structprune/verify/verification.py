@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from structprune.meta.replica import duplicate, like_parameter
 from structprune.plan.plan import Plan
 from structprune.surgery.slicing import cut_copy
 from structprune.verify.masked import MaskedDense, WritesWeightsError
+from structprune.verify.outputs import relative_difference, shows_something
 from structprune.verify.runs import (
     CannotCompareError,
     DiffersError,
@@ -36,7 +37,6 @@ from structprune.verify.runs import (
     check_shapes,
     compared,
     cut_alike,
-    distance,
     doubled,
     is_finite,
     left_by,
@@ -89,7 +89,7 @@ def verify_cut(plan: Plan, model: nn.Module, pruned: nn.Module | None, verify: V
     """
     if verify is False or not plan.kept:
         return ""
-    why = _why_not(plan, model) if verify == "auto" else ""
+    why = _why_not(plan) if verify == "auto" else ""
     if not why:
         try:
             if pruned is None or plan.shifts or plan.scales:
@@ -107,10 +107,8 @@ def verify_cut(plan: Plan, model: nn.Module, pruned: nn.Module | None, verify: V
     return f"not verified: {why}. verify=True insists, structprune.prove(model, pruned) is the thorough check"
 
 
-def _why_not(plan: Plan, model: nn.Module) -> str:
+def _why_not(plan: Plan) -> str:
     """Why ``"auto"`` lets it be."""
-    if not has_values(model):
-        return "the model is on the meta device and has no values"
     macs = sum(plan.macs)
     if macs > MOST_MACS:
         return f"the two forwards take {macs / 1e9:,.0f} GMACs, more than the {MOST_MACS / 1e9:.0f} that 'auto' spends"
@@ -176,14 +174,14 @@ def _check(plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Invocations, 
         except WritesWeightsError:
             dense, pruned = _copied(dense), _copied(pruned)
             expected, observed = _masked_outputs(plan, dense, calls, writes=True)
-        if not any(map(_shows_something, expected)):
+        if not any(map(shows_something, expected)):
             raise CannotCompareError("with these weights all outputs are zero or no numbers, whatever is removed")
         got = _plain_outputs(pruned, calls)
         alike = [t.shape for t in expected] == [t.shape for t in got]
         if not (observed.mixed or observed.decides):
             check_shapes(expected, got)
         dtype = max(observed.dtypes & _SURELY_EQUAL.keys(), key=_SURELY_EQUAL.__getitem__, default=torch.float32)
-        error, gross = _relative(expected, got) if alike else math.inf, _GROSS.get(dtype, 1e-2)
+        error, gross = relative_difference(expected, got) if alike else math.inf, _GROSS.get(dtype, 1e-2)
         if observed.mixed or not error <= _SURELY_EQUAL.get(dtype, 1e-5):
             if spares and 8 * sum(p.numel() for p in dense.parameters()) > MOST_BYTES:
                 raise CannotCompareError("that takes a copy in float64, which is more memory than 'auto' spends")
@@ -219,15 +217,15 @@ def _check_closely(
     # PyTorch's fast path through attention, which nobody can observe, returns zeros where places are padded.
     slow = _plain_outputs(pruned, calls, decomposed=True)
     apart = min(
-        _relative(_observed_outputs(pruned, calls), got),
-        _relative(_observed_outputs(pruned, calls, decomposed=True), slow),
+        relative_difference(_observed_outputs(pruned, calls), got),
+        relative_difference(_observed_outputs(pruned, calls, decomposed=True), slow),
     )
     if not apart <= gross:
         raise DiffersError(f"observed, the cut network's own outputs differ by {apart:.1e} of their scale")
     double = _in_double(plan, dense, pruned, calls, draws_anew=not draws)
     if not is_finite(double):
         raise CannotCompareError(f"the largest output is {double.scale}")
-    apart = _relative(double.masked, double.cut)
+    apart = relative_difference(double.masked, double.cut)
     if not apart <= _EQUAL:
         if draws:
             raise CannotCompareError(f"the forward draws random numbers ({observed.draws[0]})")
@@ -235,10 +233,10 @@ def _check_closely(
     if not (observed.mixed or observed.decides or draws):
         # The first run does not know what constants shrink with; this one does. Some networks lose more digits.
         single = compared(dense, lambda _: pruned, plan, calls, widens=False, draws_anew=True).masked
-        error = _relative(single, slow)
-        if not error <= max(gross, _LOST * _relative(double.masked, single)):
+        error = relative_difference(single, slow)
+        if not error <= max(gross, _LOST * relative_difference(double.masked, single)):
             moved = _plain_outputs(pruned, [call.mapped(_moved) for call in calls], decomposed=True)
-            if not error <= _LOST * _relative(slow, moved):
+            if not error <= _LOST * relative_difference(slow, moved):
                 raise DiffersError("more than rounding would make")
             raise CannotCompareError("rounding changes its outputs as much as a wrong cut would")
 
@@ -333,34 +331,6 @@ def _outputs(model: nn.Module, calls: Invocations, seed: int = 0, decomposed: bo
         return [tensor.detach() for call in calls for tensor in output_tensors(call(model)).tensors]
 
 
-def _relative(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
-    """The largest difference on the scale of an output; one of integers is no rounding."""
-    pairs = [(a, b) for a, b in zip(expected, got, strict=True) if a.numel()]
-    if any(not _computed(a) and not torch.equal(a, b) for a, b in pairs):
-        return math.inf
-    both = [_without_alike(a, b) for a, b in pairs if _computed(a)]
-    # Each output on its own scale: beside a mask of the largest numbers nothing else would count.
-    scales = [float(a.abs().max()) if a.numel() else 0.0 for a, _ in both]
-    largest = max(scales, default=0.0) or 1.0
-    return max((distance(a, b) / (own or largest) for (a, b), own in zip(both, scales, strict=True)), default=0.0)
-
-
-def _shows_something(tensor: torch.Tensor) -> bool:
-    values = _widened(tensor) if _computed(tensor) else tensor
-    return bool((values.isfinite() & (values != 0)).any())
-
-
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
-
-
-def _without_alike(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two tensors without the entries in which both are infinite or no number, and the same."""
-    a, b = _widened(a), _widened(b)
-    apart = a.isfinite() | ~((a == b) | (a.isnan() & b.isnan()))
-    return (a, b) if bool(apart.all()) else (a[apart], b[apart])
-
-
 def _moved(tensor: torch.Tensor) -> torch.Tensor:
     """An input that differs in its last digits."""
     return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps) if tensor.is_floating_point() else tensor
@@ -372,10 +342,6 @@ def _varied(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
     return noise.to(tensor.dtype).to(tensor.device)
-
-
-def _computed(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 Plan.verifies = staticmethod(verify_cut)
