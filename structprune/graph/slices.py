@@ -151,8 +151,9 @@ def merged(parent: Ids, left: Ids, right: Ids) -> Ids:
         if not differ.any():
             return parent
         left, right = left[differ], right[differ]
-        # Hooking the larger root under the smaller cannot close a circle, whichever write wins.
-        parent[np.maximum(left, right)] = np.minimum(left, right)
+        # Hooking the larger root under the smaller cannot close a circle. Were any of them let win, a root with many
+        # partners (a group of a convolution, the heads of a query) would lose one a round.
+        np.minimum.at(parent, np.maximum(left, right), np.minimum(left, right))
         while True:
             jumped = parent[parent]
             if np.array_equal(jumped, parent):

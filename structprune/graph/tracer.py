@@ -241,6 +241,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The tensors that an operator reads, by position, though none filled them: code that is not seen did."""
         if op.name in _UNFILLED:
             for tensor in results:
+                if not tensor.numel():
+                    continue  # what batch normalisation gives for statistics that it did not compute
                 storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
                 self._unfilled[storage.cdata] = storage
             return ()
