@@ -11,7 +11,13 @@ import torch
 from structprune.graph.slices import Ids, Labels
 
 # What becomes a Python number, or a tensor whose size depends on values.
-_READERS = frozenset(f"aten::{name}" for name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2"))
+_READERS = frozenset(
+    f"aten::{name}"
+    for name in (
+        "_local_scalar_dense nonzero masked_select _unique2 unique_dim unique_consecutive bincount repeat_interleave"
+    ).split()
+)
+_MASKS = (torch.bool, torch.uint8)
 
 if TYPE_CHECKING:
     from structprune.graph.operators import Operator
@@ -224,7 +230,14 @@ class Record:
     @property
     def reads_values(self) -> bool:
         """Whether the forward's way, or a shape in it, depends on values that were computed."""
-        return any(node.op in _READERS for node in self.nodes)
+        return any(node.op in _READERS or self._selects_by_mask(node) for node in self.nodes)
+
+    def _selects_by_mask(self, node: Node) -> bool:
+        """Whether an operator takes as many entries as a mask, which was computed, has."""
+        if node.op != "aten::index":
+            return False
+        made = [(self.nodes[source].outputs, output) for source, output in node.sources[1:]]
+        return any(outputs and outputs[output].dtype in _MASKS for outputs, output in made)
 
     @property
     def macs(self) -> int:

@@ -102,8 +102,10 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
     for gain in _GAINS:
         try:
             runs = _runs(dense, pruned, plan, calls, gain)
-        except (DiffersError, CannotCompareError) as error:
+        except DiffersError as error:
             return Proof(False, math.nan, math.nan, reason=str(error))
+        except CannotCompareError as error:
+            return Proof(False, math.nan, math.nan, reason=f"the networks cannot be compared: {error}")
         proof = _verdict(runs)
         if is_finite(runs) and not TOLERANCE < proof.max_error < _ROUNDING:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-Shapes = list[tuple[int, ...]]
+Shapes = list[tuple[int | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,22 @@ class Call:
     def shapes(self, model: nn.Module) -> Shapes:
         """The shapes of the output tensors."""
         return [tuple(t.shape) for t in self(model)]
+
+    def settled_shapes(self, model: nn.Module) -> Shapes:
+        """The shapes of the output tensors, ``None`` for a size that depends on values.
+
+        A detector returns as many boxes as it finds, with other weights another number.
+        """
+        other = copy.deepcopy(model)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(1 + torch.randn(parameter.shape, generator=generator))
+        shapes, others = self.shapes(model), self.shapes(other)
+        return [
+            tuple(a if a == b else None for a, b in zip(shape, other, strict=True))
+            for shape, other in zip(shapes, others, strict=True)
+        ]
 
     def random(self) -> Call:
         """The same call with random floats; integers are tokens or masks and stay."""
@@ -67,6 +84,14 @@ class Bound(nn.Module):
 
     def forward(self) -> list[torch.Tensor]:
         return self.call(self.model)
+
+
+def agree(shapes: Shapes, others: Shapes) -> bool:
+    """Whether shapes are the same, in all sizes that depend on no value."""
+    return len(shapes) == len(others) and all(
+        len(shape) == len(other) and all(None in (a, b) or a == b for a, b in zip(shape, other, strict=True))
+        for shape, other in zip(shapes, others, strict=True)
+    )
 
 
 def tensors(output: Any) -> list[torch.Tensor]:
