@@ -83,8 +83,12 @@ class Runs:
         self, cut: tuple[float, str], budget: float, *, tasks: Sequence[str] = (), seeds: Sequence[int] = ()
     ) -> float:
         """The mean metric of a cut at a budget, over seeds and then tasks (all, if not given)."""
-        values = self._values(cut, budget, tasks)
-        return float(mean(mean(values[:, [self.seeds.index(s) for s in seeds]] if seeds else values, axis=1)))
+        asked = (self._known(cut), budget, tuple(tasks), tuple(seeds))
+        if asked not in self._metrics:
+            values = self._values(cut, budget, tasks)
+            of = values[:, [self.seeds.index(s) for s in seeds]] if seeds else values
+            self._metrics[asked] = float(mean(mean(of, axis=1)))
+        return self._metrics[asked]
 
     def interval(self, cut: tuple[float, str], budget: float, *, tasks: Sequence[str] = ()) -> Interval:
         """95 % of ``metric`` over seeds, by Student's t: the jackknife of a mean, tasks with other seeds included."""
@@ -147,9 +151,24 @@ class Runs:
 
     def _values(self, cut: tuple[float, str], budget: float, tasks: Sequence[str]) -> npt.NDArray[np.float64]:
         """Metrics by task (all, if none is given) and seed; NaN where there is no run."""
-        tasks, cut = tasks or self.tasks, self._known(cut)
-        values = np.full((len(tasks), len(self.seeds)), np.nan)
-        for row, task in enumerate(tasks):
+        cut = self._known(cut)
+        return np.array([self._row(cut, budget, task) for task in tasks or self.tasks])
+
+    def _row(self, cut: Cut, budget: float, task: str) -> npt.NDArray[np.float64]:
+        """Metrics by seed, found once: intervals and advice ask for the same ones again and again."""
+        asked = (cut, budget, task)
+        if asked not in self._rows:
+            row = self._rows[asked] = np.full(len(self.seeds), np.nan)
             for curve in self._of(cut, task):
-                values[row, self.seeds.index(int(curve.about["seed"]))] = curve.at(budget)
-        return values
+                row[self.seeds.index(int(curve.about["seed"]))] = curve.at(budget)
+        return self._rows[asked]
+
+    @cached_property
+    def _metrics(self) -> dict[tuple[Cut, float, tuple[str, ...], tuple[int, ...]], float]:
+        """What was found by ``metric``."""
+        return {}
+
+    @cached_property
+    def _rows(self) -> dict[tuple[Cut, float, str], npt.NDArray[np.float64]]:
+        """What was found by ``_row``."""
+        return {}
