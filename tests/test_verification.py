@@ -144,6 +144,30 @@ def test_a_plan_out_of_a_file_infers_its_inputs_or_takes_them() -> None:
     assert graph.examples
 
 
+@pytest.mark.parametrize(
+    ("side", "ran", "note"),
+    [(32, [32], ""), (17, [], "not verified: there are no example inputs, and none could be inferred")],
+)
+def test_inputs_are_guessed_without_numbers(
+    side: int, ran: list[int], note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong guess runs up to where sizes do not fit: with numbers that may take any time and memory."""
+    seen: list[int] = []
+    check = verification._check
+
+    def sees(plan: Plan, dense: nn.Module, pruned: nn.Module, calls: Any, *, spares: bool) -> None:
+        seen.append(calls[0].args[0].shape[-1])
+        check(plan, dense, pruned, calls, spares=spares)
+
+    monkeypatch.setattr(verification, "_check", sees)
+    left = side - 2
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 1), nn.Flatten(), nn.Linear(8 * left * left, 4))
+    plan = structprune.plan_pruning(model, 0.5, example_inputs=torch.zeros(1, 3, side, side), round_to=1)
+    small = Plan.from_json(plan.to_json()).apply(model)
+    said = [text for text in structprune.plan_of(small).notes if text.startswith("not verified")]
+    assert seen == ran and [text.startswith(note) for text in said] == [True] * bool(note)
+
+
 RIGHT: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "plain": lambda h, m: F.gelu(h),
     "statistics over channels": lambda h, m: F.layer_norm(h, h.shape[-1:]),

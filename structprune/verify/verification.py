@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 from structprune.errors import OptionError, StructPruneError, TraceError, VerificationError, brief
 from structprune.graph.discovery import Discovery
 from structprune.graph.outputs import output_tensors
-from structprune.graph.session import follow, has_values, labels_of, lent
+from structprune.graph.session import Session, follow, has_values, labels_of, lent
 from structprune.graph.slices import Coupling, SliceSpace
-from structprune.inputs import Invocation, Invocations, infer_inputs, read_inputs
+from structprune.inputs import Invocation, Invocations, read_inputs
 from structprune.meta.caches import undisturbed
 from structprune.meta.forward import running
 from structprune.meta.replica import duplicate, like_parameter
@@ -118,16 +118,17 @@ def _why_not(plan: Plan) -> str:
 def _candidates(plan: Plan, model: nn.Module, example_inputs: Any) -> Iterator[Invocations]:
     """What to run the networks with, best first: constant inputs become random ones, if the model runs with those."""
     if example_inputs is not None or plan.examples:
-        guesses: Iterable[Invocations] = [
-            read_inputs(list(plan.examples) if example_inputs is None else example_inputs)
-        ]
+        calls = read_inputs(list(plan.examples) if example_inputs is None else example_inputs)
     else:
-        guesses = infer_inputs(model)
-    for calls in guesses:
-        varied = [call.mapped(_varied) for call in calls]
-        if not all(map(_same_inputs, calls, varied)):
-            yield varied
-        yield calls
+        try:
+            # Tried on the meta device: with numbers a wrong guess may take minutes, and more memory than there is.
+            calls = Session(model).examples
+        except StructPruneError:
+            return
+    varied = [call.mapped(_varied) for call in calls]
+    if not all(map(_same_inputs, calls, varied)):
+        yield varied
+    yield calls
 
 
 def _check_with_any(plan: Plan, dense: nn.Module, pruned: nn.Module, example_inputs: Any, *, spares: bool) -> None:
