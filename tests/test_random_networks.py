@@ -15,8 +15,8 @@ import structprune
 from tests.support import oracle, random_networks
 from tests.support.random_networks import BLOCKS, RandomNetwork, Recipe, example, filters, raw_inputs
 
-# 500 in all; a shorter run while one works on something.
-EXAMPLES = int(os.environ.get("STRUCTPRUNE_RANDOM_NETWORKS", "500"))
+# A sample; ``make random`` runs 500.
+EXAMPLES = int(os.environ.get("STRUCTPRUNE_RANDOM_NETWORKS", "75"))
 CHUNKS = [(1, "channel"), (2, "channel"), (2, "filter"), (3, "channel"), (1, "filter")]
 
 
