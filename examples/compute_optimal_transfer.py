@@ -138,6 +138,8 @@ def _same_settings(options: argparse.Namespace) -> None:
     named = ("quick", "train", "steps", "pretraining_steps", "batch_size", "expansion", "model", "weights",
              "images", "image_size")  # fmt: skip
     settings = {name: str(getattr(options, name)) for name in named} | {"format": 5}
+    if options.pretraining_samples:
+        settings["pretraining_samples"] = str(options.pretraining_samples)
     if options.out.is_dir() and any(options.out.iterdir()):
         stored = json.loads(file.read_text()) if file.exists() else {}
         if stored != settings:
@@ -158,6 +160,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--train", type=int, help="training samples of a task")
     parser.add_argument("--steps", type=int, help="budget of a run, in training steps of the dense network")
     parser.add_argument("--pretraining-steps", type=int)
+    parser.add_argument("--pretraining-samples", type=int, help="images to pretrain on; default 6000, 3000 if quick")
     parser.add_argument(
         "--expansion", type=int, default=2, help="width of the residual stream, in widths of the inside of a block"
     )
@@ -188,7 +191,7 @@ def _options() -> argparse.Namespace:
 def _small(options: argparse.Namespace) -> Experiment:
     from transfer import images, pretraining
 
-    file, samples = options.out / "pretrained.pt", 3000 if options.quick else 6000
+    file, samples = options.out / "pretrained.pt", options.pretraining_samples or (3000 if options.quick else 6000)
     model, task, error = pretraining.pretrained(file, options.expansion, samples, options.pretraining_steps)
     print(f"pretrained: error {error:.3f} on held-out samples of {model.fc.out_features} classes")
     left = pretraining.after_the_cut(model, task)

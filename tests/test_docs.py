@@ -139,7 +139,7 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     config = DOCS / "config" / "mkdocs.yml"
     site = tmp_path / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", config, "--site-dir", site]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
     assert built.returncode == 0, built.stderr
     api = (site / "api.html").read_text()
     assert [n for n in structprune.__all__ if n != "demo" and f'id="structprune.{n}"' not in api] == []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +23,11 @@ from tests.support import vision
 ROOT = Path(__file__).parents[1]
 
 
-def _start(script: str, *arguments: str, path: Path | None = None) -> subprocess.Popen[str]:
+def _run(script: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     paths = [str(path), str(ROOT)] if path else [str(ROOT)]
-    return subprocess.Popen(
+    return subprocess.run(
         [sys.executable, ROOT / "examples" / script, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         cwd=ROOT,
         # One thread: tests run side by side, and threads that wait for each other would spin.
@@ -37,17 +36,10 @@ def _start(script: str, *arguments: str, path: Path | None = None) -> subprocess
             "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]),
             "OMP_NUM_THREADS": "1",
         },
+        check=False,
+        # For what hangs; a busy machine may take as long as it likes.
+        timeout=1800,
     )
-
-
-def _run(script: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    started = _start(script, *arguments, path=path)
-    try:
-        out, error = started.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        started.kill()
-        raise
-    return subprocess.CompletedProcess(started.args, started.returncode, out, error)
 
 
 @pytest.mark.parametrize(
@@ -70,16 +62,15 @@ def test_prune_your_own() -> None:
     assert "one training step" in done.stdout
 
 
-def test_latency_target() -> None:
-    done = _run(
-        "latency_target.py", "--image-size", "64", "--batch-size", "2", "--speedup", "1.2", "--min-seconds", "0.2"
-    )
-    if "cannot be reached" in done.stderr:  # a machine that is too busy to tell
-        assert "speedup=1.2 cannot be reached: with 99% of the channels removed" in done.stderr
-        return
+def test_latency_target(tmp_path: Path) -> None:
+    # In that process forwards take as long as their MACs say: a busy machine would find another ratio, or none.
+    (tmp_path / "sitecustomize.py").write_text("from tests.support import timing\ntiming.given(setattr)\n")
+    done = _run("latency_target.py", "--image-size", "32", "--batch-size", "2", "--speedup", "1.2", path=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "ratio 0.5000: " in done.stderr and "speedup=1.2: met at ratio 0." in done.stdout
-    assert "seconds a forward" in done.stdout
+    met = re.search(r"speedup=1\.2: met at ratio (0\.\d+), it is (1\.\d+) times as fast", done.stdout)
+    assert met is not None and 1.23 <= float(met[2]) <= 1.3
+    assert "ratio 0.5000: " in done.stderr and f"ratio {met[1]}: it is {met[2]} times as fast" in done.stderr
+    assert "seconds a forward" in done.stdout and f"{met[2]} times as fast (95 % interval" in done.stdout
 
 
 def test_iterative_pruning() -> None:
@@ -96,28 +87,28 @@ def test_prune_sharded_checkpoint() -> None:
     assert "dense:  0.8 MB in 3 shards" in done.stdout and "loaded: outputs [1, 10]" in done.stdout
 
 
-_TINY = [
-    "--seeds",
-    "2",
-    "--steps",
-    "8",
-    "--train",
-    "64",
-    "--ratios",
-    "0",
-    "0.5",
-    "--rates",
-    "0.02",
-    "0.08",
-    "--jobs",
-    "1",
-]
+_TINY = ["--seeds", "2", "--steps", "2", "--train", "64", "--ratios", "0", "0.5", "--jobs", "1"]
+# Written into a process that is to be killed as soon as it has stored three results of the stream.
+_DIES = """
+import os, signal, sys
+import structprune.transfer
+module = sys.modules["structprune.transfer.sweep"]
+store = module._store
+
+def stores_and_dies(path, document):
+    store(path, document)
+    if len(list(path.parents[1].glob("stream*/*.json"))) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+module._store = stores_and_dies
+"""
 
 
 @pytest.mark.slow
 def test_compute_optimal_transfer(tmp_path: Path) -> None:
     """Killed in the middle and run again it gives what a whole run gives, to the bit."""
-    arguments = [*_TINY, "--quick", "--tasks", "2", "--pretraining-steps", "4"]
+    arguments = [*_TINY, "--quick", "--tasks", "2", "--rates", "0.02", "--expansion", "1"]
+    arguments += ["--pretraining-steps", "4", "--pretraining-samples", "700"]
     script = ["compute_optimal_transfer.py", *arguments, "--out"]
     whole = _run(*script, str(tmp_path / "whole"), "--docs", str(tmp_path / "docs"))
     assert whole.returncode == 0, whole.stderr
@@ -128,19 +119,13 @@ def test_compute_optimal_transfer(tmp_path: Path) -> None:
         assert (tmp_path / "docs" / name).exists()
 
     stored = tmp_path / "killed"
-    started = _start(*script, str(tmp_path / "killed"))
-    try:
-        deadline = time.monotonic() + 100
-        while len(list(stored.glob("stream*/*.json"))) < 3:
-            assert started.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        started.kill()
-        started.communicate(timeout=30)  # its workers end, too: they hold the other end
+    (tmp_path / "sitecustomize.py").write_text(_DIES)
+    killed = _run(*script, str(stored), path=tmp_path)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = {file: file.stat().st_mtime_ns for file in stored.glob("stream*/*.json")}
     again = _run(*script, str(tmp_path / "killed"))
     assert again.returncode == 0, again.stderr
-    assert 3 <= len(before) < 12 and all(file.stat().st_mtime_ns == at for file, at in before.items())
+    assert len(before) == 3 and all(file.stat().st_mtime_ns == at for file, at in before.items())
     one, other = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
     assert one["frontier"] == other["frontier"] and len(one["frontier"]["curves"]) == 12
     mixed = _run(*script, str(tmp_path / "killed"), "--train", "100")
@@ -164,7 +149,8 @@ def test_compute_optimal_transfer_of_a_network_and_images_of_one_s_own(tmp_path:
     # In every process torchvision is to import without its compiled operators.
     (tmp_path / "sitecustomize.py").write_text("from tests.support import vision\nvision.torchvision()\n")
     done = _run(
-        "compute_optimal_transfer.py", *_TINY, "--out", str(tmp_path / "out"), "--model", "timm:test_resnet",
+        "compute_optimal_transfer.py", *_TINY, "--rates", "0.02", "0.08", "--out", str(tmp_path / "out"),
+        "--model", "timm:test_resnet",
         "--weights", str(tmp_path / "weights.pth"), "--images", str(tmp_path / "stripes"), "--image-size", "32",
         "--batch-size", "8", path=tmp_path,
     )  # fmt: skip

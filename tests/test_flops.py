@@ -273,9 +273,8 @@ def test_is_quick_and_allocates_no_weight(name: str) -> None:
         replica, x = vision.build(name).eval(), torch.empty(1, 3, 224, 224)
     with Sizes() as plain:
         replica(x)
-    # Beside one forward without numbers there is the making of the copy, a few operators for every tensor of the model.
-    held = len(model.state_dict())
-    assert counting.operators <= 1.5 * plain.operators + 4 * held, (counting.operators, plain.operators, held)
+    # One forward, one copy of every tensor, and little else.
+    assert counting.operators <= plain.operators + len(model.state_dict()) + 100
 
 
 def test_torchscript_is_counted() -> None:

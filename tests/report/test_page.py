@@ -95,7 +95,7 @@ def test_page_in_a_browser(width: int, tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         check=True,
     )
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []

@@ -38,7 +38,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, st
     ]
     try:
         for process, log in zip(started, logs, strict=True):
-            process.wait(timeout=120)
+            process.wait(timeout=1800)
             log.seek(0)
             assert process.returncode == 0, log.read()
     finally:
@@ -80,7 +80,7 @@ def test_torchrun_learns_what_one_process_does(tmp_path: Path) -> None:
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     done = subprocess.run(
         [*command, "-m", "tests.tools.finetuning", tmp_path / "curve.json"],
-        cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found, expected = json.loads((tmp_path / "curve.json").read_text()), finetuning.curve(batch_size=TOGETHER).to_dict()

@@ -60,7 +60,9 @@ def main(rank: int, folder: Path) -> None:
     """Meet the other processes, do the step with every network in every way, leave what came out."""
     torch.set_num_threads(1)
     meeting = f"file://{folder / 'meeting'}"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=1800)
+    )
     results = {(way, name): trained(case, rank, way) for way in WAYS for name, case in CASES.items()}
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
