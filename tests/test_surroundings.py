@@ -103,6 +103,33 @@ def test_cached_helpers_change_no_plan(make: Callable[[], Callable[..., Any]], d
     assert [layer.heads for layer in small.layers] == [2] * depth
 
 
+def _edited(file: Any) -> None:
+    file.cached = functools.lru_cache(plain)
+
+
+def _with_one_more(file: Any) -> None:
+    file.another, file.split = functools.lru_cache(plain), lambda *sizes: file.another(*sizes)
+
+
+def _loaded_again(file: types.ModuleType) -> None:
+    sys.modules[file.__name__] = in_a_file(file.__name__)
+
+
+@pytest.mark.parametrize("change", [_edited, _with_one_more, _loaded_again])
+def test_caches_are_found_in_files_that_change(
+    change: Callable[[types.ModuleType], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that stay as they were are not looked through again at every run."""
+    name = "a_file_that_changes"
+    monkeypatch.setitem(sys.modules, name, in_a_file(name))
+    for _ in range(2):
+        model, held = Blocks(lambda *sizes: sys.modules[name].split(*sizes), 2), dict(vars(sys.modules[name]))
+        small: Any = structprune.prune_model(model, 0.5, round_to=1, example_inputs=TOKENS)
+        assert [layer.heads for layer in small.layers] == [2, 2]
+        assert vars(sys.modules[name]) == held
+        change(sys.modules[name])
+
+
 def test_a_users_cache_is_neither_emptied_nor_filled() -> None:
     cached = functools.lru_cache(plain)
     model = Blocks(cached, 2)

@@ -7,6 +7,7 @@ ran before, and it may leave nothing there that the user's own forward would be 
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
@@ -138,19 +139,55 @@ _BY_MODULE: dict[str, tuple[ModuleType, int, list[_Place]]] = {}
 _FILES: list[Any] = [None, []]
 
 
-def _places_of_modules() -> Iterator[_Place]:
+class _Files:
+    """The files that were looked through last. There are thousands: that nothing has changed must be quick to tell."""
+
+    def __init__(self) -> None:
+        self.files: list[Any] = []
+        self._variables: list[dict[str, Any]] = []
+        self._sizes: list[int] = []
+        self.places: list[_Place] = []
+
+    def are(self, files: list[Any]) -> bool:
+        """Whether these are the same, with as many variables each, and the caches where they were."""
+        return (
+            len(files) == len(self.files)
+            and all(map(operator.is_, files, self.files))
+            and list(map(len, self._variables)) == self._sizes
+            and all(place.is_there for place in self.places)
+        )
+
+    def keep(self, files: list[Any], places: Iterator[_Place]) -> None:
+        """Remember what is found in them. Sizes first: another thread may add to a file that was looked through."""
+        variables = [vars(file) for file in files if isinstance(file, ModuleType)]
+        sizes = list(map(len, variables))
+        self.places = list(places)
+        self.files, self._variables, self._sizes = files, variables, sizes
+
+
+_LAST = _Files()
+
+
+def _places_of_modules() -> list[_Place]:
     """The caches in all files that are loaded: a model may call another's function through any of them."""
     loaded = len(sys.modules), next(reversed(sys.modules))
     if _FILES[0] != loaded:
         _FILES[:] = loaded, [name for name in sys.modules if name.partition(".")[0] not in _LIBRARIES]
-    for name in _FILES[1]:
-        module, known = sys.modules.get(name), _BY_MODULE.get(name)
-        if not isinstance(module, ModuleType):
-            continue
-        size = len(vars(module))
-        if known is None or known[0] is not module or known[1] != size or not all(p.is_there for p in known[2]):
-            known = _BY_MODULE[name] = module, size, list(_places_in_file(module))
-        yield from known[2]
+    files = list(map(sys.modules.get, _FILES[1]))
+    if not _LAST.are(files):
+        pairs = zip(_FILES[1], files, strict=True)
+        _LAST.keep(files, (place for name, file in pairs for place in _places_of(name, file)))
+    return _LAST.places
+
+
+def _places_of(name: str, module: Any) -> list[_Place]:
+    """The caches in one file, looked for where it has changed."""
+    if not isinstance(module, ModuleType):
+        return []
+    known, size = _BY_MODULE.get(name), len(vars(module))
+    if known is None or known[0] is not module or known[1] != size or not all(p.is_there for p in known[2]):
+        known = _BY_MODULE[name] = module, size, list(_places_in_file(module))
+    return known[2]
 
 
 def _places_in_file(module: ModuleType) -> Iterator[_Place]:
