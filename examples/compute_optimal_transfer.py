@@ -194,7 +194,7 @@ def _small(options: argparse.Namespace) -> Experiment:
     file, samples = options.out / "pretrained.pt", options.pretraining_samples or (3000 if options.quick else 6000)
     model, task, error = pretraining.pretrained(file, options.expansion, samples, options.pretraining_steps)
     print(f"pretrained: error {error:.3f} on held-out samples of {model.fc.out_features} classes")
-    left = pretraining.after_the_cut(model, task)
+    left = pretraining.after_the_cut(options.out / "after_the_cut.json", model, task)
     stream, development = images.stream(options.train)[: options.tasks], images.development(options.train)
     near = [task.name for task in stream if task.name in images.NEAR]
     return Experiment(

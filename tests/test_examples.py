@@ -128,6 +128,7 @@ def test_compute_optimal_transfer(tmp_path: Path) -> None:
     assert len(before) == 3 and all(file.stat().st_mtime_ns == at for file, at in before.items())
     one, other = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
     assert one["frontier"] == other["frontier"] and len(one["frontier"]["curves"]) == 12
+    assert one["after_the_cut"] == other["after_the_cut"] and len(one["after_the_cut"]) == 6
     mixed = _run(*script, str(tmp_path / "killed"), "--train", "100")
     assert mixed.returncode == 1 and "holds results of other settings" in mixed.stderr
 

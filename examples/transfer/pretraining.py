@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -67,8 +68,13 @@ def pretrained(file: Path, expansion: int, samples: int, steps: int) -> tuple[Sm
     return model, task, stored["error"]
 
 
-def after_the_cut(model: nn.Module, task: Task) -> list[Left]:
-    """How well the granularities keep what was learnt: at equal MACs, batch norms estimated anew, nothing trained."""
+def after_the_cut(file: Path, model: nn.Module, task: Task) -> list[Left]:
+    """How well the granularities keep what was learnt: at equal MACs, batch norms estimated anew, nothing trained.
+
+    It is read from the file, if it was stored there.
+    """
+    if file.exists():
+        return [Left(*row) for row in json.loads(file.read_text())]
     found = []
     batches = [inputs for inputs, _ in itertools.islice(DataLoader(task.train, 256), 20)]  # type: ignore[arg-type]
     granularities: tuple[Literal["filter", "channel"], ...] = ("filter", "channel")
@@ -79,6 +85,9 @@ def after_the_cut(model: nn.Module, task: Task) -> list[Left]:
         structprune.recalibrate(small, batches)
         inside = small.get_submodule("stages.0.conv2").weight.shape[0]
         found.append(Left(share, granularity, int(inside), _error(small.eval(), task.test)))
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(found))
+    partial.replace(file)
     return found
 
 
