@@ -1,6 +1,7 @@
 # Two commands on a fresh machine with Python, make and pip:
 #   make demo   prunes the built-in ResNet-50, proves it and shows the table
 #   make test   ruff, mypy --strict, the documentation build and all tests
+#               (make test TORCH=2.6.0: the core suite on that version of PyTorch, in an environment of its own)
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,12 +11,18 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # torchvision's wheel asks for the torch it was built with, and timm for torchvision; their Python code runs beside any.
 WITHOUT_NEEDS := torchvision==0.28.0 timm==1.0.31
 
-.PHONY: demo test lint types unit zoo random wild hostile libraries bench transfer docs clean
+.PHONY: demo test lint types unit zoo random wild hostile libraries compat bench transfer docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m structprune.report.demo
 
+ifdef TORCH
+# The core suite on another version of PyTorch, in an environment that stays: make test TORCH=2.6.0
+test:
+	$(PYTHON) -m tests.versions $(TORCH) --keep --out build/versions.json
+else
 test: lint types unit
+endif
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -47,6 +54,10 @@ hostile: $(VENV)/.test-installed
 # Architectures from other libraries, in an environment of their own; hours, goes on where it was stopped.
 libraries: $(LIBRARIES)/.installed
 	OMP_NUM_THREADS=1 $(LIBRARIES)/bin/python -m tests.libraries --markdown docs/libraries.md
+
+# The core suite on the oldest, two more and the newest PyTorch; gigabytes, and over an hour.
+compat:
+	$(PYTHON) -m tests.versions --markdown docs/versions.md
 
 bench: $(VENV)/.test-installed
 	$(BIN)/python -m tests.bench.planning --markdown build/bench/1-planning.md

@@ -1,5 +1,7 @@
 """Structured pruning for PyTorch: whole filters and channels out of any network, proved right."""
 
+from typing import TYPE_CHECKING, Any
+
 from structprune import demo
 from structprune.api import plan_pruning, prune_model, trace
 from structprune.checkpoint.loading import load
@@ -29,6 +31,9 @@ from structprune.plan.plan import Plan, plan_of
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
 from structprune.recalibration import recalibrate
 from structprune.verify.proof import Proof, prove
+
+if TYPE_CHECKING:
+    from structprune import transfer
 
 __all__ = [
     "CheckpointError",
@@ -70,6 +75,20 @@ __all__ = [
     "recalibrate",
     "save",
     "trace",
+    "transfer",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """``structprune.transfer`` is imported when it is first used: most users never do."""
+    if name == "transfer":
+        from importlib import import_module
+
+        return import_module("structprune.transfer")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
+from structprune.compat import Convolution, fake_tensors, tree_map_only
 from structprune.errors import InputError
 
 # Tried in this order where nothing else says how large an image is.
@@ -91,8 +90,7 @@ def read_inputs(example_inputs: Any) -> Invocations:
 
 def is_fake(tensor: torch.Tensor) -> bool:
     """Whether a tensor only pretends to be on its device."""
-    # Nobody holds one where that module was never imported, and importing it takes a while.
-    known = sys.modules.get("torch._subclasses.fake_tensor")
+    known = fake_tensors()
     return known is not None and isinstance(tensor, known.FakeTensor)
 
 
@@ -162,7 +160,7 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     """Input shapes that the first weight of two or more dimensions reads."""
     weights = [(m, p) for m in model.modules() for p in m.parameters(recurse=False) if p.ndim >= 2]
     # A raw parameter that is registered first is a token or a table more often than the first layer.
-    layers = [(m, p) for m, p in weights if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding))]
+    layers = [(m, p) for m, p in weights if isinstance(m, (Convolution, nn.Linear, nn.Embedding))]
     owner, weight = next(iter(layers or weights), (None, None))
     if weight is None or isinstance(owner, nn.Embedding):
         return

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from structprune.compat import BatchNorm
 from structprune.errors import InputError, ModelError, OptionError, brief
 from structprune.inputs import read_inputs
 from structprune.meta.surroundings import ordinary_tensors
@@ -34,7 +35,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """
     if isinstance(batches, torch.Tensor):
         raise OptionError("batches is one tensor; expected a list of batches: [batch].")
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
     if not norms:
         raise ModelError(f"{type(model).__name__} has no batch norm with running statistics: nothing to recalibrate.")
     modes = [(module, module.training) for module in model.modules()]

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 import structprune
+from structprune.compat import accelerator
 from structprune.demo import Bottleneck
 from structprune.transfer import finetune
 from tests.test_transfer import TASK, network
 
-DEVICE = torch.accelerator.current_accelerator(check_available=True)
+DEVICE = accelerator()
 pytestmark = pytest.mark.skipif(DEVICE is None, reason="PyTorch finds no accelerator here")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,18 +19,28 @@ NAMES = [
     "PlanError", "Proof", "PruningOptions", "Sensitivity", "Stage", "StructPruneError", "TraceError",
     "UntracedParameterError", "VerificationError", "compare", "count_flops", "demo", "fit_config", "load",
     "measure_latency", "plan_of", "plan_pruning", "prove", "prune_checkpoint", "prune_model", "recalibrate", "save",
-    "trace",
+    "trace", "transfer",
 ]  # fmt: skip
 
 # Every package may import those before it; the order of the data.
 LAYERS = (
-    "errors inputs meta measure graph surgery resolve plan planning checkpoint verify recalibration hub api demo"
+    "compat errors inputs meta measure graph surgery resolve plan planning checkpoint verify recalibration hub api demo"
 ).split()
 
 
 def test_public_names() -> None:
     assert structprune.__all__ == NAMES
     assert all(hasattr(structprune, name) for name in NAMES)
+
+
+def test_what_most_never_use_is_imported_late() -> None:
+    late = ("structprune.transfer", "torch.utils.benchmark", "torch_pruning", "matplotlib", "rich")
+    code = f"import sys, structprune; print([n for n in {late} if n in sys.modules]); print(structprune.transfer.sweep)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("[]\n<function sweep")
+    assert "transfer" in dir(structprune)
+    with pytest.raises(AttributeError, match="has no attribute 'transfers'"):
+        structprune.transfers  # noqa: B018
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "demo"])
@@ -62,15 +74,51 @@ def test_imports_run_one_way() -> None:
     assert wrong == []
 
 
+# Attributes of tensors and operators; the tables of nn.Module are used where they are needed.
+PRIVATE = frozenset("_schema _overloadpacket _is_view _cdata _backward_hooks _version _base _opname".split())
+
+
+def _private_names(tree: ast.AST) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.startswith("torch.")]
+        elif isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            own = node.attr in PRIVATE or text.startswith(("torch.", "nn."))
+            names = [text] if own else []
+        else:
+            continue
+        parts = [part for name in names for part in name.split(".")]
+        if any(part.startswith("_") and not part.startswith("__") for part in parts):
+            found += names
+    return found
+
+
+@pytest.mark.parametrize(
+    "line", ["from torch._ops import OpOverload", "torch._C.f()", "import torch._dynamo", "x = func._schema", "nn.m._N"]
+)
+def test_a_private_name_is_seen(line: str) -> None:
+    assert _private_names(ast.parse(line))
+
+
+def test_private_names_of_pytorch_stand_in_one_module() -> None:
+    assert _private_names(ast.parse((PACKAGE / "compat.py").read_text()))
+    others = [path for path in PACKAGE.rglob("*.py") if path.name != "compat.py"]
+    assert {path.name: names for path in others if (names := _private_names(ast.parse(path.read_text())))} == {}
+
+
 def test_measure_knows_nothing_of_pruning() -> None:
     for path in (PACKAGE / "measure").glob("*.py"):
-        assert _imports(path) <= {"errors", "inputs", "meta", "measure"}
+        assert _imports(path) <= {"compat", "errors", "inputs", "meta", "measure"}
 
 
 def test_report_uses_public_names_only() -> None:
     for path in (PACKAGE / "report").glob("*.py"):
-        # The words of errors are shared by all.
-        assert _imports(path) <= {"errors", "report"} | ({"plan"} if path.name == "demo.py" else set())
+        # The words of errors and the private names of PyTorch are shared by all.
+        assert _imports(path) <= {"compat", "errors", "report"} | ({"plan"} if path.name == "demo.py" else set())
 
 
 def test_no_name_of_a_network_in_the_code() -> None:

@@ -14,7 +14,7 @@ from structprune.graph.call import Call
 from structprune.graph.operators import Result, Rule, registered, rule
 from structprune.graph.slices import Ids, Labels
 from tests.support.contract import Case, check_case
-from tests.support.rule_cases import CASES, OTHER_DEVICES
+from tests.support.rule_cases import CASES, LATER, OTHER_DEVICES
 
 pytestmark = pytest.mark.filterwarnings("ignore:index_reduce.. is in beta")
 
@@ -32,7 +32,8 @@ def _operators_by_case() -> dict[str, set[str]]:
 
 def test_every_rule_has_a_case() -> None:
     ran = set().union(*_operators_by_case().values())
-    assert set(registered()) - ran - OTHER_DEVICES == set()
+    later = {f"aten::{name}" for name in LATER if not hasattr(torch.ops.aten, name)}
+    assert set(registered()) - ran - OTHER_DEVICES == later
 
 
 def test_registering_twice_raises() -> None:

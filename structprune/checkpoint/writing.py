@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from structprune.checkpoint.contents import DIGEST, Digest, raw_bytes
+from structprune.compat import FLOAT8_E8M0
 from structprune.errors import CheckpointError
 
 DTYPES = {
@@ -25,9 +26,11 @@ DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
     torch.bool: "BOOL", torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
 }  # fmt: skip
+if FLOAT8_E8M0 is not None:
+    DTYPES[FLOAT8_E8M0] = "F8_E8M0"
 # What safetensors refuses to read.
 _LARGEST_HEADER = 100_000_000
 _NO_DIGEST = "0" * 64

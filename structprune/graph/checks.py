@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from structprune.compat import is_traceable_wrapper_subclass
 from structprune.errors import ModelError
 from structprune.inputs import is_fake
 from structprune.meta.given import check_module

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from structprune.compat import schema_of
 from structprune.graph.slices import Labels
 from structprune.meta.signature import Signature, signature
 
@@ -86,7 +87,7 @@ def operator(func: Any) -> Operator:
     """Look an overload up: its base name, its parameters and its rule (``None`` if there is none)."""
     known = _KNOWN.get(func)
     if known is None:
-        arguments, plain = func._schema.arguments, signature(func)
+        arguments, plain = schema_of(func).arguments, signature(func)
         known = _KNOWN[func] = Operator(
             func,
             plain.name,

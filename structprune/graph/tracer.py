@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import nn
-from torch._ops import HigherOrderOperator
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 import structprune.graph.rules  # noqa: F401  (importing them registers them)
+from structprune.compat import (
+    DisableTorchFunction,
+    HigherOrderOperator,
+    StorageWeakRef,
+    TorchDispatchMode,
+    is_view,
+    tree_leaves,
+    tree_map_only,
+)
 from structprune.errors import TraceError
 from structprune.graph.arguments import PLACED, comparable, places, source_line
 from structprune.graph.call import Call, Recorder
@@ -103,7 +108,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def forward(self, model: nn.Module, run: Callable[[], Any]) -> Any:
         """Call ``run`` with the modules of ``model`` under observation and return its result."""
         # The library may itself run without gradients; inference mode would hide the operators.
-        watch = Watch(self._nodes.__len__, self._device)
+        watch = Watch(self._nodes.__len__, self._device, self._refuse)
         watching = watch if self._observer.watches else nullcontext()
         with torch.no_grad(), module_paths(model, self._modules), watching, self:
             try:
@@ -121,10 +126,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operator, apply its rule and label what comes out."""
         if isinstance(func, HigherOrderOperator):
-            raise TraceError(unseen(func.__name__, self._modules[-1] if self._modules else ""))
+            self._refuse(func.__name__)
         # What is done here, and by PyTorch within an operator, is not the model's own code, which is watched.
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             return self._traced(func, args, kwargs or {})
+
+    def _refuse(self, operator: str) -> NoReturn:
+        raise TraceError(unseen(operator, self._modules[-1] if self._modules else ""))
 
     def _traced(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op = operator(func)
@@ -201,7 +209,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._values[id(tensor)] = (tensor, value)
             else:
                 tensor._structprune = value  # type: ignore[attr-defined]
-        if op.in_place and tensors and tensors[0]._is_view():
+        if op.in_place and tensors and is_view(tensors[0]):
             self._rewritten[memory_of(tensors[0])] = node.index
             if not constant:
                 self._computed.add(memory_of(tensors[0]))
@@ -300,7 +308,7 @@ def _write_out(call: Call, results: list[torch.Tensor], labels: list[Labels]) ->
     for tensor, made in zip(results, labels, strict=False):
         for dim, ids in enumerate(call.labels(tensor)):
             call.couple(made[dim], ids, "is written into a tensor of fixed size")
-            if tensor._is_view():
+            if is_view(tensor):
                 call.freeze(ids, "is written into a part of another tensor")
 
 

@@ -7,14 +7,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from torch._ops import HigherOrderOperator
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from structprune.compat import (
+    DisableTorchFunction,
+    HigherOrderOperator,
+    TorchDispatchMode,
+    autograd_node,
+    storage_key,
+    tree_leaves,
+)
 from structprune.errors import InputError
 from structprune.meta.formulas import nbytes, operator_flops, written_bytes
 from structprune.meta.forward import module_paths, unseen
@@ -45,7 +50,7 @@ class _Alive:
 
     def add(self, tensor: torch.Tensor) -> None:
         """Count a tensor's memory until its last holder is gone."""
-        key = tensor.untyped_storage()._cdata
+        key = storage_key(tensor)
         if key not in self.holders:
             self.sizes[key] = tensor.untyped_storage().nbytes()
             self.now += self.sizes[key]
@@ -75,7 +80,7 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.uncounted: Counter[str] = Counter()
         self.alive = _Alive()
         self.ran = 0
-        self._weights = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+        self._weights = {storage_key(t) for t in (*model.parameters(), *model.buffers())}
 
     def hold(self, tensors: Iterable[torch.Tensor]) -> None:
         """Count inputs among what is alive."""
@@ -86,10 +91,14 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if isinstance(func, HigherOrderOperator):
-            raise InputError(unseen(func.__name__, self._path()))
+            self.refuse(func.__name__)
         # What is done here is not the model's own code, which a mode for functions watches.
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             return self._counted(func, args, kwargs or {})
+
+    def refuse(self, operator: str) -> NoReturn:
+        """Raise for an operator that runs functions of the model's."""
+        raise InputError(unseen(operator, self._path()))
 
     def _counted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op = signature(func)
@@ -110,14 +119,14 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if written or op.in_place:
                 tally.moved += written + read
         for tensor in results:
-            if tensor.untyped_storage()._cdata not in self._weights:
+            if storage_key(tensor) not in self._weights:
                 self.alive.add(tensor)
         return out
 
     def _path(self) -> str:
         if self.stack:
             return self.stack[-1]
-        node = torch._C._current_autograd_node()
+        node = autograd_node()
         return "" if node is None else str(_metadata(node).get(_PATH, ""))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
+from structprune.compat import tree_leaves
 from structprune.errors import InputError, ModelError, brief
 from structprune.inputs import Invocations, infer_inputs, read_inputs
 from structprune.measure.counting import CountingMode, Tally, counting_modules
@@ -172,7 +172,7 @@ def _count(model: nn.Module, calls: Invocations, training: bool) -> FlopCount:
         undisturbed(replica),
         counting_modules(replica, mode.stack, training),
         torch.set_grad_enabled(training),
-        Watch(lambda: mode.ran, device_of(model)),
+        Watch(lambda: mode.ran, device_of(model), mode.refuse),
         mode,
     ):
         for call in on_meta:

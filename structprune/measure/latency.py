@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 from typing_extensions import Unpack
 
+from structprune.compat import tree_leaves
 from structprune.inputs import Invocation, Invocations, read_inputs
 from structprune.measure.flops import counted
 from structprune.measure.machine import Watch

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from structprune.compat import TorchDispatchMode
 from structprune.measure.flops import FlopCount, ModuleCost
 from structprune.measure.runner import Runner
 from structprune.meta.signature import signature

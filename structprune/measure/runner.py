@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
-from torch.utils.benchmark import Timer
 from typing_extensions import TypedDict
 
+from structprune.compat import accelerator, tree_leaves
 from structprune.errors import InputError, OptionError, brief, described
 from structprune.inputs import Invocation, Invocations
 from structprune.measure.machine import device_name
@@ -93,7 +92,7 @@ def read_setting(options: LatencyOptions) -> Setting:
 
 def _device(wanted: str | torch.device) -> torch.device:
     if wanted == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        return accelerator() or torch.device("cpu")
     try:
         device = torch.device(wanted)
         # A device that PyTorch knows but this machine lacks fails only when it is used.
@@ -121,6 +120,9 @@ class Runner:
         self.model = _copy(model, setting).eval()
         called: Callable[..., Any] = torch.compile(self.model) if setting.compile else self.model
         self._run = _captured(self._forward(called)) if setting.cuda_graph else self._forward(called)
+        # Imported here: it brings setuptools, half of the time that importing structprune would take.
+        from torch.utils.benchmark import Timer
+
         self._timer = Timer("run()", globals={"run": self._run}, num_threads=torch.get_num_threads())
 
     def warm_up(self) -> float:

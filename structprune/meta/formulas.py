@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from structprune.compat import overloads_of, storage_key
 from structprune.meta.signature import Signature, tensors_of
 from structprune.meta.watch import LEAVES
 
 Formula = Callable[[Sequence[Any], dict[str, Any], Any], int]
 
 aten = torch.ops.aten
-_FREE_TAGS = frozenset((torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.view_copy))
+_FREE_TAGS = frozenset((torch.Tag.pointwise, torch.Tag.view_copy))
 
 
 def operator_flops(op: Signature, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int | None:
@@ -23,7 +24,7 @@ def operator_flops(op: Signature, args: Sequence[Any], kwargs: dict[str, Any], o
     own = _OWN.get(op.name)
     if own is not None:
         return own(args, kwargs, out)
-    formula = flop_registry.get(op.func._overloadpacket)
+    formula = flop_registry.get(overloads_of(op.func))
     if formula is not None:
         return _by_torch(formula, args, kwargs, out)
     return 0 if _is_free(op) else None
@@ -44,7 +45,7 @@ def _shape(value: Any) -> Any:
 
 def is_counted(op: Signature) -> bool:
     """Whether an operator has a formula: all others cost nothing, or are not known."""
-    return op.name in _OWN or op.func._overloadpacket in flop_registry
+    return op.name in _OWN or overloads_of(op.func) in flop_registry
 
 
 def _is_free(op: Signature) -> bool:
@@ -152,8 +153,8 @@ _OWN: dict[str, Formula] = {
     "aten::mkldnn_rnn_layer": _recurrent_layer,
 }
 
-# By the field's convention these cost nothing: they contract nothing. Where PyTorch tags an operator
-# as pointwise, a reduction or a view, the tag says so and it is not listed here.
+# By the field's convention these cost nothing: they contract nothing. Where PyTorch tags an operator as pointwise or a
+# view, the tag says so and it is not listed here; those that only some versions tag are.
 _FREE_NAMES = """
     native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm
     miopen_batch_norm batch_norm_update_stats _batch_norm_with_update _batch_norm_no_update native_layer_norm
@@ -170,7 +171,9 @@ _FREE_NAMES = """
     index_reduce take put _unsafe_index _unsafe_index_put masked_fill masked_scatter masked_select nonzero
     nonzero_static where embedding _embedding_bag one_hot bucketize searchsorted sort topk argsort kthvalue
     median nanmedian mode unique_dim unique_consecutive _unique2 bincount histc cumsum cumprod cummax cummin
-    logcumsumexp _logcumsumexp _cummax_helper _cummin_helper trace sum all any native_dropout bernoulli
+    logcumsumexp _logcumsumexp _cummax_helper _cummin_helper trace sum all any amax amin aminmax argmax argmin
+    count_nonzero linalg_vector_norm logsumexp max mean min nansum norm prod std std_mean var var_mean
+    _prelu_kernel native_dropout bernoulli
     multinomial _fused_dropout rand randn randint randperm normal rand_like randn_like randint_like uniform
     exponential geometric log_normal cauchy random rrelu_with_noise arange linspace logspace eye full full_like
     ones ones_like zeros zeros_like empty empty_like empty_strided empty_permuted new_empty new_empty_strided
@@ -188,8 +191,8 @@ _FREE_BY_NAME |= {"prim::device": True, LEAVES: True}
 
 def written_bytes(args: Sequence[Any], kwargs: dict[str, Any], results: list[torch.Tensor]) -> int:
     """Bytes of the results that are new memory, not a view of an operand or the operand itself."""
-    operands = {t.untyped_storage()._cdata for a in (*args, *kwargs.values()) for t in tensors_of(a)}
-    return sum(nbytes(t) for t in results if t.untyped_storage()._cdata not in operands)
+    operands = {storage_key(t) for a in (*args, *kwargs.values()) for t in tensors_of(a)}
+    return sum(nbytes(t) for t in results if storage_key(t) not in operands)
 
 
 def nbytes(tensor: torch.Tensor) -> int:

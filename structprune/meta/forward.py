@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import random
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from structprune.compat import dynamo
 from structprune.inputs import Invocations, misread
 from structprune.meta.replica import walk
 
@@ -42,7 +42,7 @@ def running(model: nn.Module, training: bool, *, decomposed: bool = True, seed: 
     modes = {module: module.training for _, module in walk(model)}
     with _ALONE, _random_state(model, seed), ExitStack() as stack:
         try:
-            if "torch._dynamo" in sys.modules:
+            if dynamo() is not None:
                 # Compiled functions that a mode was seen around would never be compiled again.
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             if decomposed:
@@ -110,7 +110,7 @@ def module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
 @contextmanager
 def _no_word_of_hooks(modules: list[tuple[str, nn.Module]]) -> Iterator[None]:
     """A compiled module warns of hooks on all modules: these are ours, and soon gone."""
-    compiling = sys.modules.get("torch._dynamo.eval_frame")
+    compiling = dynamo()
     if compiling is None or not any(isinstance(module, compiling.OptimizedModule) for _, module in modules):
         yield
         return

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from structprune.meta.shapes import IN_PLACE_SHAPERS, SHAPERS
 from structprune.meta.signature import Signature, tensors_among
@@ -53,7 +54,7 @@ def run_on_meta(op: Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> A
 
 def _packed(x: torch.Tensor, lengths: torch.Tensor, batch_first: bool) -> Any:
     """``_pack_padded_sequence``: the lengths say how many sequences each step has left."""
-    counts = torch._pack_padded_sequence(torch.empty(x.shape[:2]), lengths, batch_first)[1]
+    counts = pack_padded_sequence(torch.empty(x.shape[:2]), lengths, batch_first).batch_sizes
     return torch.empty((int(lengths.sum()), *x.shape[2:]), dtype=x.dtype, device="meta"), counts
 
 

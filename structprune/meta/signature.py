@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from structprune.compat import schema_of, storage_key
+
 _KNOWN: dict[Any, Signature] = {}
 
 
@@ -25,7 +27,7 @@ def signature(func: Any) -> Signature:
     """Read an overload's schema, once."""
     known = _KNOWN.get(func)
     if known is None:
-        schema = func._schema
+        schema = schema_of(func)
         base = schema.name
         mutated = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
         in_place = mutated and base.endswith("_") and not base.endswith("__")
@@ -57,5 +59,5 @@ def tensors_among(values: Iterable[Any]) -> list[torch.Tensor]:
 
 def memory_of(tensor: torch.Tensor) -> int:
     """A number for the memory that a tensor lies in, shared by its views while it lives; 0 for a sparse one."""
-    where: int = tensor.untyped_storage()._cdata if tensor.layout == torch.strided else 0
+    where: int = storage_key(tensor) if tensor.layout == torch.strided else 0
     return where

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_map_only
+
+from structprune.compat import StorageWeakRef, tree_map_only
 
 
 class Twins:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+
+from structprune.compat import HigherOrderOperator, tree_leaves, tree_map_only
 
 # The operator that a run sees where a tensor's memory is handed to what is no operator: NumPy, a kernel in C or Triton.
 LEAVES = "structprune::leaves"
@@ -52,14 +53,17 @@ class Watch(TorchFunctionMode):
     Args:
         ran: Counts the operators that have run.
         device: Where the user's model is, if the run is one of a copy on the meta device.
+        refuse: Raises for an operator of this name, which runs functions of the model's. From PyTorch 2.7 on a mode for
+            operators is handed those too.
 
     Attributes:
         noticed: Whether any of this happened: runs that are compared with this one have to be watched too.
     """
 
-    def __init__(self, ran: Callable[[], int], device: torch.device | None = None) -> None:
+    def __init__(self, ran: Callable[[], int], device: torch.device | None, refuse: Callable[[str], NoReturn]) -> None:
         super().__init__()
         self._ran = ran
+        self._refuse = refuse
         self.noticed = False
         # An object of its own, known again where code hands on what it was answered.
         self._device = None if device is None else torch.device(device.type, device.index)
@@ -69,6 +73,8 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         """Run a function, or answer in its place."""
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            self._refuse(func.__name__)
         if func not in _SPECIAL and "device" not in kwargs:  # nearly all of them
             return self._call(func, args, kwargs)
         if "device" in kwargs and self._is_theirs(kwargs["device"]):

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
+from structprune.compat import IMPORT_MAPPING, NAME_MAPPING
 from structprune.report.libraries import imported
 
 # nn.Module subclasses are let through by exact name if they are defined in one of these.

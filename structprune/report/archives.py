@@ -18,6 +18,8 @@ from structprune.report.limits import MOST_RECORDS, Refused
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 _END64, _LOCATOR = b"PK\x06\x06", b"PK\x06\x07"
 _LONGEST_NAME = 1_000
+# What ``torch.export`` of PyTorch 2.6 and 2.7 writes beside others, in no folder.
+OLD_EXPORT = "serialized_exported_program.json"
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
 
@@ -49,6 +51,9 @@ class Archive:
         self._file = file
         records = _records(file)
         roots = {record.name.partition("/")[0] for record in records}
+        if OLD_EXPORT in roots:
+            self._records, self.sizes = {}, {OLD_EXPORT: 0}  # refused for what it is, and never read
+            return
         self._records = {record.name.partition("/")[2]: record for record in records}
         if len(roots) > 1 or len({name.lower() for name in self._records}) < len(records):
             raise Refused("its archive holds files of one name twice, or more than one folder")

@@ -21,7 +21,7 @@ from torch import nn
 from structprune import StructPruneError, demo, load
 from structprune.errors import brief
 from structprune.report.allowed import look_here
-from structprune.report.archives import Archive, is_archive
+from structprune.report.archives import OLD_EXPORT, Archive, is_archive
 from structprune.report.libraries import build
 from structprune.report.limits import (
     MOST_HEADER_BYTES,
@@ -125,7 +125,11 @@ def _untrusted(path: Path, extra: frozenset[str]) -> Any:
 def _out_of_archive(path: Path, archive: Archive, budget: Budget, extra: frozenset[str]) -> Any:
     for marks, kind, saved in (
         (("constants.pkl", "code/"), "TorchScript, a program of its own", "the Python module that it was made of"),
-        (("archive_format", "models/"), "an exported program", "the Python module that it was exported from"),
+        (
+            ("archive_format", "models/", OLD_EXPORT),
+            "an exported program",
+            "the Python module that it was exported from",
+        ),
     ):
         if any(name.startswith(marks) for name in archive.sizes):
             raise FileError(
@@ -188,7 +192,9 @@ def _trusted(path: Path) -> Any:
     inner = {name.split("/", 1)[-1] for name in names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if "archive_format" in inner or any(n.startswith("models/") and n.endswith(".json") for n in inner):
+        if inner & {"archive_format", OLD_EXPORT} or any(
+            n.startswith("models/") and n.endswith(".json") for n in inner
+        ):
             return _load_exported(path)
         if "constants.pkl" in inner:
             return Loaded(torch.jit.load(str(path), map_location="cpu"), None, "TorchScript")  # type: ignore[no-untyped-call]

@@ -8,8 +8,8 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from structprune.compat import OpOverload, TorchDispatchMode, schema_of, tree_leaves
 
 # The networks of torchvision and timm take less than an eighth of each.
 MOST_PICKLE_BYTES = 64_000_000
@@ -98,7 +98,7 @@ class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._operators > MOST_OPERATORS:
             raise Refused(f"one forward takes more than {MOST_OPERATORS:,} operators")
         # Before it is made, if it says how large it will be: inputs are made of real numbers.
-        arguments = func._schema.arguments if isinstance(func, torch._ops.OpOverload) else ()
+        arguments = schema_of(func).arguments if isinstance(func, OpOverload) else ()
         for argument, value in zip(arguments, args, strict=False):
             if argument.name == "size" and isinstance(value, (list, tuple)):
                 self._check(value)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 import structprune
@@ -21,6 +20,7 @@ from structprune import (
     Stage,
     StructPruneError,
 )
+from structprune.compat import accelerator
 from structprune.report.limits import bounded_forward
 
 SCHEMA = 1
@@ -306,4 +306,4 @@ def device_of(options: LatencyOptions) -> str:
     wanted = options.get("device", "auto")
     if wanted != "auto":
         return str(wanted)
-    return str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    return str(accelerator() or "cpu")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch.utils._pytree import tree_map_only
 
+from structprune.compat import tree_map_only
 from structprune.graph.record import Asked, Node
 from structprune.meta.signature import tensors_of
 

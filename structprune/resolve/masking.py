@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
+from structprune.compat import tree_map_only
 from structprune.graph.call import dims_of
 from structprune.graph.operators import Operator
 from structprune.graph.record import Node, Operand

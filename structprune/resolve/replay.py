@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
+from structprune.compat import StorageWeakRef
 from structprune.graph.call import Effect
 from structprune.graph.operators import Operator
 from structprune.graph.record import BENIGN, Node, Output, Record

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from structprune.compat import Convolution, NormWithStatistics
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.layers import StoredNames
 from structprune.graph.record import SizeHeld, Stretch, Tie
@@ -23,9 +24,9 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 # Smaller numbers equal a width by chance: kernels, strides, counts of blocks.
 _WIDE = 8
 _HELD: dict[type[nn.Module], frozenset[str]] = {
-    nn.modules.conv._ConvNd: frozenset(("in_channels", "out_channels", "groups")),
+    Convolution: frozenset(("in_channels", "out_channels", "groups")),
     nn.Linear: frozenset(("in_features", "out_features")),
-    nn.modules.batchnorm._NormBase: frozenset(("num_features",)),
+    NormWithStatistics: frozenset(("num_features",)),
     nn.LayerNorm: frozenset(("normalized_shape",)),
     nn.RMSNorm: frozenset(("normalized_shape",)),
     nn.GroupNorm: frozenset(("num_groups", "num_channels")),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from structprune.compat import gradient_hooks
 from structprune.errors import PlanError
 from structprune.graph.slices import Ids
 from structprune.meta.replica import TensorMap, duplicate, held_tensors, is_kept_by_device, like_parameter, walk
@@ -190,8 +191,8 @@ def _replace(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None
 def _copy_hooks(tensor: torch.Tensor, twin: torch.Tensor) -> None:
     """``deepcopy`` drops the hooks of parameters: register them again."""
     # A hook registers only while the tensor requires a gradient, and may outlive that.
-    twin.requires_grad_(bool(tensor._backward_hooks) or tensor.requires_grad)
-    for hook in (tensor._backward_hooks or {}).values():
+    twin.requires_grad_(bool(gradient_hooks(tensor)) or tensor.requires_grad)
+    for hook in gradient_hooks(tensor):
         twin.register_hook(hook)  # type: ignore[no-untyped-call]
     for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values():
         twin.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, default_collate
 
+from structprune.compat import tree_map_only
 from structprune.errors import OptionError
 from structprune.transfer.task import Task
 

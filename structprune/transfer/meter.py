@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from structprune.compat import TorchDispatchMode, tree_leaves
 from structprune.inputs import read_inputs
 from structprune.measure.flops import count_flops
 from structprune.meta.signature import tensors_of

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, default_collate
 
+from structprune.compat import BatchNorm, tree_leaves, tree_map_only
 from structprune.errors import ModelError, OptionError
 from structprune.plan.options import PruningOptions
 from structprune.transfer.batches import Batch, outputs_of
@@ -191,7 +191,7 @@ def _features(model: nn.Module, inputs: Any, count: int) -> Tensor:
     hook = head.register_forward_pre_hook(note, with_kwargs=True)
     model.eval()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BatchNorm):
             module.train()
     try:
         with torch.no_grad():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from structprune.compat import NormWithStatistics
 from structprune.errors import PlanError
 from structprune.graph.checks import check_model
 from structprune.graph.discovery import is_float
@@ -191,7 +192,7 @@ def _changed_tensors(plan: Plan, dense: nn.Module, pruned: nn.Module) -> list[st
 
 def _said(changed: list[str], pruned: nn.Module) -> str:
     """What is wrong with tensors that are no slices of the dense model's."""
-    norms = [path for path, module in walk(pruned) if isinstance(module, nn.modules.batchnorm._NormBase)]
+    norms = [path for path, module in walk(pruned) if isinstance(module, NormWithStatistics)]
     statistics = {f"{path}.{name}" if path else name for path in norms for name in _STATISTICS}
     if statistics.issuperset(changed):
         number = len({name.rpartition(".")[0] for name in changed})

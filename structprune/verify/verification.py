@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
+from structprune.compat import storage_key, tree_leaves
 from structprune.errors import OptionError, StructPruneError, TraceError, VerificationError, brief
 from structprune.graph.discovery import Discovery
 from structprune.graph.outputs import output_tensors
@@ -285,7 +285,7 @@ def _masked_outputs(
     coupling, labels = Coupling(space), labels_of(dense, space)
     observed = MaskedDense(space, coupling, plan, labels)
     if not writes:
-        observed.lent = frozenset(t.untyped_storage()._cdata for t in dense.parameters())
+        observed.lent = frozenset(storage_key(t) for t in dense.parameters())
     try:
         record = follow(dense, [call.mapped(torch.clone) for call in calls], observed, labels)
     except TraceError as error:

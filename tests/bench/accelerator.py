@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 import structprune
+from structprune.compat import accelerator
 from tests.bench import publish
 from tests.support import vision
 
@@ -40,7 +41,7 @@ def main() -> None:
         print(text)
         publish(text, arguments.markdown)
         return
-    if torch.accelerator.current_accelerator(check_available=True) is None:
+    if accelerator() is None:
         raise SystemExit("PyTorch finds no accelerator here.")
     torch.manual_seed(0)
     rows = []

@@ -162,12 +162,6 @@ CONTRACTION = [
         "addmm", lambda b, x, w: torch.addmm(b, x, w.t()), ((8,), (4, 6), (8, 6)), ("0.0", "1.0", "1.1", "2.0", "2.1")
     ),
     Case(
-        "_grouped_mm",
-        lambda a, b: aten._grouped_mm(a, b, torch.tensor([3, 4], dtype=torch.int32)),
-        ((4, 16), (2, 16, 8)),  # rows of 16 bytes, after the cut too
-        ("0.1", "1.1", "1.2"),
-    ),
-    Case(
         "baddbmm",
         lambda b, x, y: torch.baddbmm(b, x, y),
         ((1, 6, 8), (4, 6, 5), (4, 5, 8)),
@@ -575,7 +569,18 @@ OUTSIDE = [
     Case("view.dtype", lambda x: x.contiguous().view(torch.uint8), X, ("0.0", "0.1")),
 ]
 
+# What not every supported PyTorch has.
+LATER = {
+    "_grouped_mm": Case(
+        "_grouped_mm",
+        lambda a, b: aten._grouped_mm(a, b, torch.tensor([3, 4], dtype=torch.int32)),
+        ((4, 16), (2, 16, 8)),  # rows of 16 bytes, after the cut too
+        ("0.1", "1.1", "1.2"),
+    ),
+}
+
 CASES = [
+    *(case for name, case in LATER.items() if hasattr(aten, name)),
     *ELEMENTWISE,
     *CONTRACTION,
     *NORMALISATION,

@@ -43,7 +43,8 @@ def torchvision() -> ModuleType:
 def _compiled() -> bool:
     """Whether torchvision's own library can be loaded: it is built against one PyTorch, and often for CUDA alone."""
     found = importlib.util.find_spec("torchvision")
-    assert found is not None and found.origin is not None, "the tests need torchvision: see the Makefile"
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("the tests need torchvision: see the Makefile", name="torchvision")
     try:
         for file in Path(found.origin).parent.glob("_C*.so"):
             torch.ops.load_library(file)
@@ -52,10 +53,16 @@ def _compiled() -> bool:
     return hasattr(torch.ops.torchvision, "nms")
 
 
+def models() -> list[str]:
+    """Torchvision's classification models; none where it is not installed."""
+    if importlib.util.find_spec("torchvision") is None:
+        return []
+    return list(torchvision().models.list_models(module=torchvision().models))
+
+
 def classification_models() -> list[str]:
     """Torchvision's classification models without attention: 68 of 80."""
-    names = torchvision().models.list_models(module=torchvision().models)
-    return [n for n in names if not n.startswith(_WITH_ATTENTION)]
+    return [n for n in models() if not n.startswith(_WITH_ATTENTION)]
 
 
 class Published(NamedTuple):

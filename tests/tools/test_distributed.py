@@ -76,6 +76,7 @@ def test_two_processes(results: list[dict[tuple[str, str], Any]], way: str, name
 @pytest.mark.slow
 def test_torchrun_learns_what_one_process_does(tmp_path: Path) -> None:
     """The same batches, in halves: the same curve, and the same FLOPs in all."""
+    pytest.importorskip("accelerate")  # in every process
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", str(PROCESSES)]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     done = subprocess.run(

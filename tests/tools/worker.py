@@ -31,7 +31,9 @@ def sharded(small: Any) -> nn.Module:
     return whole
 
 
-WAYS: dict[str, Callable[[Any], nn.Module]] = {"ddp": replicated, "fsdp2": sharded}
+WAYS: dict[str, Callable[[Any], nn.Module]] = {"ddp": replicated}
+if hasattr(torch.cpu.Stream, "record_event"):  # without it FSDP2 runs on accelerators alone
+    WAYS["fsdp2"] = sharded
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
