@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from structprune import demo
-from structprune.api import plan_pruning, prune_model, trace
+from structprune.api import plan_pruning, plan_removal, prune_model, trace
 from structprune.checkpoint.loading import load
 from structprune.checkpoint.saving import save
 from structprune.checkpoint.shards import prune_checkpoint
@@ -69,6 +69,7 @@ __all__ = [
     "measure_latency",
     "plan_of",
     "plan_pruning",
+    "plan_removal",
     "prove",
     "prune_checkpoint",
     "prune_model",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from structprune.plan.budget import select
 from structprune.plan.options import Granularity, PruningOptions, Ratio, Settings, read_settings
 from structprune.plan.plan import Plan
 from structprune.planning import make_plan
+from structprune.planning.planner import Planner
+from structprune.planning.removal import read_channels, removal
 from structprune.resolve.resolution import resolve
 from structprune.surgery.optimizer_state import check_optimizer
 from structprune.verify.verification import Verify, read_verify
@@ -104,6 +108,44 @@ def plan_pruning(
     check_model(model)
     weights = held_tensors(model)
     return make_plan(model, weights, read_settings(ratio, granularity, model, options), example_inputs)
+
+
+@ordinary_tensors()
+def plan_removal(
+    model: nn.Module,
+    channels: Mapping[Any, Iterable[int]],
+    *,
+    example_inputs: Any = None,
+    allow_untraced: bool = False,
+) -> Plan:
+    """Plan to remove exactly these channels, with all that leaves with them, and change nothing.
+
+    Args:
+        model: Any network of PyTorch operators.
+        channels: From layer (its name, the module itself, its weight or the weight's name) to the indices of the
+            channels that it produces.
+        example_inputs: As for ``prune_model``.
+        allow_untraced: As for ``prune_model``.
+
+    Returns:
+        The plan. What else goes is in its notes: channels that are added to these, such as those of other layers of a
+        residual stream, or that are computed with them, such as the other entries of a head.
+
+    Raises:
+        OptionError: Some of these channels must stay or cannot go without others; the message says which and why.
+        StructPruneError: Another subclass says what was wrong.
+
+    Examples:
+        >>> import structprune
+        >>> model = structprune.demo.resnet50()
+        >>> plan = structprune.plan_removal(model, {"layer1.0.conv1": [1, 3, 5]})
+        >>> plan.apply(model).layer1[0].conv2.in_channels
+        61
+    """
+    check_model(model)
+    with collection_paused():
+        settings = replace(read_channels(model, channels), allow_untraced=allow_untraced)
+        return removal(Planner(model, held_tensors(model), settings, example_inputs), settings)
 
 
 @ordinary_tensors()

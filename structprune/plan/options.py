@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
 
@@ -122,6 +122,7 @@ class Settings:
         target: What ``ratio`` is searched for, if anything.
         finer: From the group of this index on, a smaller ratio: to come nearer to a target than one ratio
             for all can, where many layers shrink at the same ratio.
+        channels: In place of a ratio the channels that go, by the weight whose layer produces them.
     """
 
     ratio: float | Mapping[str, float]
@@ -137,6 +138,7 @@ class Settings:
     compensate: bool | tuple[Any, ...] = False
     target: Target | None = None
     finer: tuple[int, float] | None = None
+    channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def most(self) -> float:

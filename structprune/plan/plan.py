@@ -248,7 +248,12 @@ class Plan:
 
     def __str__(self) -> str:
         steps = self.settings.get("steps", [self.settings])
-        asked = [f"ratio {s.get('ratio')}, granularity {s.get('granularity')!r}" for s in steps]
+        asked = [
+            "channels that are named"
+            if s.get("channels")
+            else f"ratio {s.get('ratio')}, granularity {s.get('granularity')!r}"
+            for s in steps
+        ]
         head = f"Plan for {self.model}: {', then '.join(asked)}"
         sizes = (
             f"  parameters {self.params[0]:,} -> {self.params[1]:,} ({_percent(self.params)}), "

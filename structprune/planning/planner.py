@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from structprune.plan.patterns import matches
 from structprune.plan.plan import Plan
 from structprune.plan.sensitivity import GroupPlan
 from structprune.plan.strata import eligible_groups
+from structprune.resolve.ranking import Excess
 from structprune.resolve.resolution import Resolved, resolve, resolve_again
 from structprune.surgery.attributes import stale_sizes
 
@@ -75,15 +76,21 @@ class Planner:
 
     def sketch(self, settings: Settings) -> tuple[Plan, DependencyGraph]:
         """A plan, which may remove nothing, and the graph that it was made on."""
+        return self.sketch_of(settings, lambda graph: _select(self._ranking, graph, settings))
+
+    def sketch_of(
+        self, settings: Settings, selected: Callable[[DependencyGraph], Selection], excess: Excess | None = None
+    ) -> tuple[Plan, DependencyGraph]:
+        """A plan for what is selected on a graph, and the graph that it was made on; ``excess`` as for ``resolve``."""
         selections: dict[int, Selection] = {}
 
         def choose(graph: DependencyGraph) -> Mask:
             selections.clear()
-            selections[id(graph)] = _select(self._ranking, graph, settings)
+            selections[id(graph)] = selected(graph)
             return selections[id(graph)].present
 
         known = self._known
-        resolved = resolve_again(self._session, known, choose) if known else resolve(self._session, choose)
+        resolved = resolve_again(self._session, known, choose) if known else resolve(self._session, choose, excess)
         if resolved.cut.kept:
             self._known = known or resolved
         plan = _plan(self._model, resolved, selections[id(resolved.graph)], settings)
@@ -154,7 +161,8 @@ def _plain(settings: Settings) -> dict[str, Any]:
     plain["compensate"] = settings.compensate if isinstance(settings.compensate, bool) else "batches"
     plain["target"] = settings.target.asked if settings.target else None
     plain["finer"] = list(settings.finer) if settings.finer else None
-    return {**plain, "ignore": list(settings.ignore)}
+    channels = {name: list(indices) for name, indices in plain.pop("channels").items()}
+    return {**plain, "ignore": list(settings.ignore), **({"channels": channels} if channels else {})}
 
 
 def _asks_for_something(settings: Settings) -> bool:

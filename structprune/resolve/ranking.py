@@ -16,6 +16,8 @@ from structprune.surgery.cut import elements_left
 _MUCH = 0.25
 # Says for a graph which slices stay.
 Chooser = Callable[[DependencyGraph], Mask]
+# Says how bad a choice is, where the most that goes is not the best.
+Excess = Callable[[DependencyGraph, Mask], int]
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,12 @@ class _Sketched:
 
 
 def rank_readings(
-    session: Session, choose: Chooser, decisions: Decisions
+    session: Session, choose: Chooser, decisions: Decisions, excess: Excess | None = None
 ) -> tuple[Decisions, dict[str, tuple[str, ...]]]:
     """Order the readings of every split dimension: attention's heads first, then by how much they remove.
 
-    Whole heads save real time, where narrower ones leave as many small products.
+    Whole heads save real time, where narrower ones leave as many small products. With ``excess`` the least of it comes
+    first, and heads do not matter.
     """
     questions = ambiguous_readings(session.discover(decisions))
     ranking = dict(questions)
@@ -47,7 +50,7 @@ def rank_readings(
         beside = {other: order for other, order in ranking.items() if other != key}
         if unsettled.pop(key, None) == beside:
             return
-        ranking[key], removes, now = _ranked(session, choose, decisions, key, questions[key], now)
+        ranking[key], removes, now = _ranked(session, choose, decisions, key, questions[key], now, excess)
         decisions = decisions.reading(key, *ranking[key])
         if not removes:
             unsettled[key] = beside
@@ -61,14 +64,22 @@ def rank_readings(
 
 
 def _ranked(
-    session: Session, choose: Chooser, decisions: Decisions, key: str, readings: tuple[str, ...], now: _Sketched | None
+    session: Session,
+    choose: Chooser,
+    decisions: Decisions,
+    key: str,
+    readings: tuple[str, ...],
+    now: _Sketched | None,
+    excess: Excess | None,
 ) -> tuple[tuple[str, ...], bool, _Sketched | None]:
     """The readings of one question in order, whether the first removes anything, and what the first gave.
 
     ``now``, where it is known, is what the decisions give: a reading that is taken already need not be sketched.
     """
     known = {
-        reading: now if now and now.taken.get(key) == reading else _sketched(session, choose, decisions, key, reading)
+        reading: now
+        if now and now.taken.get(key) == reading
+        else _sketched(session, choose, decisions.reading(key, reading), excess)
         for reading in readings
     }
     left = {reading: sketched.left for reading, sketched in known.items()}
@@ -91,8 +102,8 @@ def _ranked(
     return tuple(ordered), removes, first if first.taken.get(key) == ordered[0] else None
 
 
-def _sketched(session: Session, choose: Chooser, decisions: Decisions, key: str, reading: str) -> _Sketched:
-    graph = session.sketch(decisions.reading(key, reading))
+def _sketched(session: Session, choose: Chooser, decisions: Decisions, excess: Excess | None) -> _Sketched:
+    graph = session.sketch(decisions)
     nodes = [node for record in graph.records for node in record.nodes]
     taken: dict[str, str | None] = {}
     for node in nodes:
@@ -100,7 +111,10 @@ def _sketched(session: Session, choose: Chooser, decisions: Decisions, key: str,
             asked = reading_key(node, question)
             taken[asked] = choice.taken if taken.get(asked, choice.taken) == choice.taken else None
     # Of two that remove as much, the finer one: more channels to choose from.
-    left = elements_left(graph, choose(graph)), -sum(g.width for g in graph.groups)
+    finer = -sum(g.width for g in graph.groups)
+    if excess is not None:
+        return _Sketched((excess(graph, choose(graph)), finer), 0, taken)
+    left = elements_left(graph, choose(graph)), finer
     return _Sketched(left, sum(len(node.batched) for node in nodes), taken)
 
 

@@ -10,7 +10,7 @@ from structprune.graph.discovery import Decisions
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.session import Session
 from structprune.graph.slices import Mask
-from structprune.resolve.ranking import Chooser, rank_readings
+from structprune.resolve.ranking import Chooser, Excess, rank_readings
 from structprune.resolve.repairs import Repair, Repairs, repaired
 from structprune.resolve.revision import another_reading, left_alone, revised
 from structprune.resolve.trial import Trial, run_trial
@@ -31,15 +31,16 @@ class Resolved:
     repairs: tuple[Repair, ...] = ()
 
 
-def resolve(session: Session, choose: Chooser) -> Resolved:
+def resolve(session: Session, choose: Chooser, excess: Excess | None = None) -> Resolved:
     """Find decisions under which the network, cut as ``choose`` says, passes the identity trial.
 
     Args:
         session: The model on the meta device.
         choose: Says for a graph which slices stay.
+        excess: By what readings are ranked, the least first; by default they are by how much goes.
     """
     ties = layer_ties(session.replica)
-    decisions, ranking = rank_readings(session, choose, Decisions(ties=ties))
+    decisions, ranking = rank_readings(session, choose, Decisions(ties=ties), excess)
     repairs = Repairs(session)
     put_off: dict[str, set[str]] = {}
     for _ in range(_MOST_TRIALS):
