@@ -16,7 +16,7 @@ from structprune.graph.groups import DependencyGraph
 from structprune.graph.session import Session
 from structprune.graph.slices import Mask
 from structprune.meta.forward import collection_paused
-from structprune.meta.replica import held_tensors
+from structprune.meta.replica import Model, held_tensors
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.budget import select
 from structprune.plan.options import Granularity, PruningOptions, Ratio, Settings, read_settings
@@ -31,7 +31,7 @@ from structprune.verify.verification import Verify, read_verify
 
 @ordinary_tensors()
 def prune_model(
-    model: nn.Module,
+    model: Model,
     ratio: Ratio | None = None,
     granularity: Granularity = "filter",
     *,
@@ -40,7 +40,7 @@ def prune_model(
     optimizer: torch.optim.Optimizer | None = None,
     verify: Verify = "auto",
     **options: Unpack[PruningOptions],
-) -> nn.Module:
+) -> Model:
     """Remove the weakest channels of a model for good: by weight magnitude and without data, unless told otherwise.
 
     Args:
@@ -59,7 +59,20 @@ def prune_model(
         verify: Whether the pruned model has to give what the dense one gives with those channels masked, on numbers:
             ``"auto"`` where that costs little (a note of the plan says where it was not done), ``True`` or ``False``.
             See ``Plan.apply``.
-        **options: See ``PruningOptions``.
+        **options: In one line each; ``PruningOptions`` says more.
+
+            - ``macs``, ``params``: what to keep in place of ``ratio``, as a share or a number.
+            - ``latency``, ``speedup``: the same as a share or factor of the time, measured on the device.
+            - ``measure``: how they are measured, as ``LatencyOptions`` has it.
+            - ``importance``: ``"l2"``, ``"l1"``, ``"random"``, a criterion of torch-pruning, or a function of a group.
+            - ``scope``: ``"local"``, the ratio in every layer, or ``"global"``, over all layers together.
+            - ``max_ratio``: the largest share that any layer may lose.
+            - ``uniform``: whether layers that repeat keep one width.
+            - ``compensate``: ``True``, or batches: biases make up for what is removed.
+            - ``round_to``: what widths are a multiple of; ``"auto"`` is 8 from 64 on, 1 is off.
+            - ``ignore``: modules or parameters that stay, by pattern or themselves.
+            - ``keep_representation``: whether the input of the last layers stays whole.
+            - ``allow_untraced``: whether parameters that no forward read are no matter.
 
     Returns:
         The pruned model, an ordinary module of the same class. With ratio 0 an equal copy.

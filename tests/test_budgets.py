@@ -356,3 +356,29 @@ def test_heads_are_uniform_as_well() -> None:
     )
     assert small.block[0].heads == small.block[1].heads < 4  # type: ignore[index, union-attr]
     assert structprune.prove(model, small, x)
+
+
+@pytest.mark.parametrize(("quantity", "number"), [("macs", 40e6), ("params", 100_000), ("params", 5e5)])
+def test_a_target_may_be_a_number(quantity: str, number: float) -> None:
+    model: Any = chain(32, 64, 96)
+    dense = structprune.plan_pruning(model, 0.5, example_inputs=IMAGE)
+    number = min(number, 0.6 * getattr(dense, quantity)[0])
+    options: dict[str, Any] = {quantity: number, "round_to": 1}
+    plan = structprune.plan_pruning(model, granularity="channel", example_inputs=IMAGE, **options)
+    assert 0.97 * number <= getattr(plan, quantity)[1] <= number
+    share = number / getattr(plan, quantity)[0]
+    by_share = structprune.plan_pruning(
+        model, granularity="channel", example_inputs=IMAGE, **{**options, quantity: share}
+    )
+    assert by_share.kept == plan.kept
+    assert plan.notes[0].startswith(f"{quantity}={number}: met at ratio 0.")
+
+
+def test_a_number_beyond_what_is_there_is_said_to_be() -> None:
+    model = chain(32, 32, 8)
+    count = sum(p.numel() for p in model.parameters())
+    said = (
+        rf"^params={count} is no less than the {count:,} parameters that the dense network has: give fewer, or a share"
+    )
+    with pytest.raises(OptionError, match=said):
+        structprune.plan_pruning(model, params=count, example_inputs=IMAGE)

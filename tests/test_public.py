@@ -6,7 +6,10 @@ import ast
 import inspect
 import subprocess
 import sys
+import typing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,3 +140,14 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value = ast.Constant(None)
     return tree
+
+
+def test_help_lists_every_option() -> None:
+    said = inspect.getdoc(structprune.prune_model) or ""
+    assert [name for name in structprune.PruningOptions.__annotations__ if f"``{name}``" not in said] == []
+
+
+@pytest.mark.parametrize("call", [structprune.prune_model, structprune.Plan.apply, structprune.load])
+def test_what_comes_out_is_of_the_models_own_type(call: Callable[..., Any]) -> None:
+    hints = typing.get_type_hints(call)
+    assert isinstance(hints["return"], typing.TypeVar) and hints["model"] is hints["return"]

@@ -24,7 +24,7 @@ from structprune.checkpoint.names import Names, check_shapes, own_states, same_k
 from structprune.checkpoint.reading import TensorFiles
 from structprune.errors import CheckpointError, PlanError
 from structprune.graph.checks import check_model
-from structprune.meta.replica import is_kept_by_device, walk
+from structprune.meta.replica import Model, is_kept_by_device, walk
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import CARRIED, Plan
 from structprune.surgery.selection import sliced
@@ -32,7 +32,7 @@ from structprune.surgery.slicing import filled_copy
 
 
 @ordinary_tensors()
-def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+def load(path: str | os.PathLike[str], model: Model) -> Model:
     """Read a pruned model from a file of ``structprune.save`` or a folder of ``structprune.prune_checkpoint``.
 
     Nothing in the file is run, and nothing is unpickled. Its contents are held against the digest
@@ -89,7 +89,7 @@ def _read_plan(files: TensorFiles) -> Plan:
     return unpacked_plan(text)
 
 
-def _filled(files: TensorFiles, plan: Plan, model: nn.Module) -> nn.Module:
+def _filled(files: TensorFiles, plan: Plan, model: Model) -> Model:
     """Everything is checked by its header before the first value is read."""
     names, states = Names(model), own_states(model)
     handed = {f"{path}._extra_state" if path else "_extra_state": path for path in states}

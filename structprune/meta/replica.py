@@ -8,7 +8,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 from structprune.errors import ModelError
 
 TensorMap = Callable[[str, torch.Tensor], torch.Tensor]
+# A copy is of the class of its original.
+Model = TypeVar("Model", bound=nn.Module)
 # What ``copy.deepcopy`` returns as it is.
 _ATOMIC = frozenset((type(None), bool, int, float, complex, str, bytes, type, FunctionType, torch.dtype))
 # What ``Module.compile`` leaves in a module runs that very module, never a copy: ``deepcopy`` drops it too.
@@ -108,7 +110,7 @@ def device_of(model: nn.Module) -> torch.device | None:
     return next((t.device for t in tensors if t.is_floating_point() and not t.is_meta), None)
 
 
-def duplicate(model: nn.Module, tensor_map: TensorMap, loose: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+def duplicate(model: Model, tensor_map: TensorMap, loose: Callable[[torch.Tensor], torch.Tensor]) -> Model:
     """Deep-copy a model, ``held_tensors`` through ``tensor_map``, other tensors through ``loose``.
 
     No weight is copied on the way: the copy's tensors are made by the two functions alone. Tables of
@@ -133,7 +135,7 @@ def duplicate(model: nn.Module, tensor_map: TensorMap, loose: Callable[[torch.Te
     return copied
 
 
-def _copied_tree(model: nn.Module, modules: list[tuple[str, nn.Module]], memo: dict[int, Any]) -> nn.Module:
+def _copied_tree(model: Model, modules: list[tuple[str, nn.Module]], memo: dict[int, Any]) -> Model:
     """``copy.deepcopy`` of a model, without its detour through pickle's protocol for every module.
 
     Half of the time of a plan was spent there. Modules with a way of their own to be copied go
@@ -157,8 +159,7 @@ def _copied_tree(model: nn.Module, modules: list[tuple[str, nn.Module]], memo: d
             else:
                 held[name] = _copied(value, memo)
         held.pop(_COMPILED, None)
-    copied: nn.Module = copy.deepcopy(model, memo)
-    return copied
+    return copy.deepcopy(model, memo)
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
@@ -236,7 +237,7 @@ def _check_nothing_shared(modules: list[tuple[str, nn.Module]], copied: nn.Modul
             raise ModelError(f"{path or 'the model'} is not copied by copy.deepcopy: its __deepcopy__ returns itself.")
 
 
-def meta_replica(model: nn.Module) -> nn.Module:
+def meta_replica(model: Model) -> Model:
     """A copy of a model on the meta device; small integers and booleans are copied for real."""
     return duplicate(model, lambda _name, tensor: to_meta(tensor), to_meta)
 

@@ -60,10 +60,12 @@ class PruningOptions(TypedDict, total=False):
     """Keyword options of ``structprune.prune_model`` and ``structprune.plan_pruning``.
 
     Attributes:
-        macs: In place of ``ratio``: the share of the dense network's MACs to keep, in (0, 1).
-        params: In place of ``ratio``: the share of its parameters to keep.
-        latency: In place of ``ratio``: the share of its latency to keep, measured on the device.
-        speedup: In place of ``ratio``: how many times as fast to become, above 1, measured on the device.
+        macs: In place of ``ratio``: the MACs to keep, as a share of the dense network's in (0, 1), or as a number above
+            1 (``1.2e9``).
+        params: In place of ``ratio``: the parameters to keep, as a share or as a number (``5e6``).
+        latency: In place of ``ratio``: the share in (0, 1) of the dense network's latency to keep, measured on the
+            device.
+        speedup: In place of ``ratio``: the factor, above 1, by which to become faster, measured on the device.
         measure: How ``latency`` and ``speedup`` are measured, see ``LatencyOptions`` (default: as ``compare``).
         importance: ``"l2"`` (default) or ``"l1"``: rank channels by the norm of the filters that produce
             them; ``"random"``: by PyTorch's random numbers; an object of ``torch_pruning.importance``; or a
@@ -105,7 +107,7 @@ class PruningOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be left of the dense network: ``share`` of its ``quantity``."""
+    """What is to be left of the dense network: ``share`` of its ``quantity``; a share above 1 is a number of them."""
 
     quantity: Literal["macs", "params", "latency"]
     share: float
@@ -209,14 +211,9 @@ def _read_target(ratio: Any, options: Mapping[str, Any]) -> Target | None:
         return None
     (name,) = given
     value = options[name]
-    above = 1.0 if name == "speedup" else 0.0
-    if isinstance(value, bool) or not isinstance(value, Real) or not above < float(value) < (math.inf if above else 1):
-        expected = (
-            "a number above 1: 1.5 is half again as fast"
-            if name == "speedup"
-            else "a share in (0, 1) of the dense network's, which is to be left"
-        )
-        raise OptionError(f"{name} is {described(value)}; expected {expected}.")
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not (0 < number < 1 if name == "latency" else 1 < number < math.inf or (name != "speedup" and 0 < number < 1)):
+        raise OptionError(f"{name} is {described(value)}; expected {_EXPECTED[name]}.")
     share = 1 / float(value) if name == "speedup" else float(value)
     quantity = "latency" if name == "speedup" else name
     measure = options.get("measure", {})
@@ -224,6 +221,14 @@ def _read_target(ratio: Any, options: Mapping[str, Any]) -> Target | None:
         read_setting(measure)  # planning takes a while
     return Target(quantity, share, f"{name}={value}", measure)  # type: ignore[arg-type]
 
+
+_LEFT = "a share in (0, 1) of the dense network's, which is to be left"
+_EXPECTED = {
+    "macs": f"{_LEFT}, or a number of MACs, such as 1.2e9",
+    "params": f"{_LEFT}, or a number of parameters, such as 5e6",
+    "latency": f"{_LEFT} (speedup=2 is latency=0.5)",
+    "speedup": "a factor above 1: 1.5 is half again as fast",
+}
 
 # They can be gone through, but not batch by batch.
 _NO_BATCHES = (str, bytes, torch.Tensor, np.ndarray, nn.Module, Mapping)

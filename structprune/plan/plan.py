@@ -13,7 +13,7 @@ from torch import nn
 from structprune.errors import PlanError
 from structprune.graph.checks import check_model
 from structprune.meta.forward import collection_paused
-from structprune.meta.replica import held_tensors, named_tensors, walk
+from structprune.meta.replica import Model, held_tensors, named_tensors, walk
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan import schema
 from structprune.plan.composition import Cuts, composed, remainder
@@ -77,13 +77,13 @@ class Plan:
     @ordinary_tensors()
     def apply(
         self,
-        model: nn.Module,
+        model: Model,
         *,
         inplace: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
         verify: Literal["auto"] | bool = "auto",
         example_inputs: Any = None,
-    ) -> nn.Module:
+    ) -> Model:
         """Cut a model as planned, and verify it.
 
         Args:

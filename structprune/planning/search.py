@@ -89,10 +89,11 @@ def search(planner: Planner, settings: Settings, target: Target, measure: Measur
     """
     trials = _Trials(planner, settings, measure)
     # The first plan decides how the network is read: at a moderate ratio.
+    middle = trials.at(0.5)
+    target = _as_share(target, trials.plans[_key(replace(settings, ratio=0.5))][0])
     timed = target.quantity == "latency"
     goal = target.share * (1 - _SPARE_IN_TIME) if timed else target.share
     low, high = 0.0, _HIGHEST
-    middle = trials.at(0.5)
     if middle.surely <= goal:
         high = 0.5
     else:
@@ -120,6 +121,23 @@ def search(planner: Planner, settings: Settings, target: Target, measure: Measur
     plan = planner.checked(*trials.plans[_key(best)], best)
     note = f"{target.asked}: met at ratio {trials.number(best)}, {trials.costs[_key(best)].said}"
     return replace(plan, notes=(note, *plan.notes))
+
+
+def _as_share(target: Target, plan: Plan) -> Target:
+    """The target as a share of what the dense network has.
+
+    Raises:
+        OptionError: It is a number that the dense network does not exceed.
+    """
+    if target.share < 1:
+        return target
+    there = getattr(plan, target.quantity)[0]
+    if target.share >= there:
+        raise OptionError(
+            f"{target.asked} is no less than the {there:,} {_UNITS[target.quantity]} that the dense network has: give "
+            "fewer, or a share in (0, 1) of them."
+        )
+    return replace(target, share=target.share / there)
 
 
 def _finer(trials: _Trials, settings: Settings, low: float, target: Target) -> Settings:

@@ -13,7 +13,7 @@ from torch import nn
 from structprune.compat import gradient_hooks
 from structprune.errors import PlanError
 from structprune.graph.slices import Ids
-from structprune.meta.replica import TensorMap, duplicate, held_tensors, is_kept_by_device, like_parameter, walk
+from structprune.meta.replica import Model, TensorMap, duplicate, held_tensors, is_kept_by_device, like_parameter, walk
 from structprune.surgery.attributes import read_held, write_held
 from structprune.surgery.cut import AttributeChange, Cut
 from structprune.surgery.graphs import check_unused
@@ -46,7 +46,7 @@ def _with_gain(name: str, values: torch.Tensor, cut: Cut, power: int = 1) -> tor
     return values
 
 
-def cut_copy(model: nn.Module, cut: Cut) -> nn.Module:
+def cut_copy(model: Model, cut: Cut) -> Model:
     """A cut copy of a model; the tensors of the original are copied only as far as they stay."""
 
     def cut_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,7 @@ def cut_copy(model: nn.Module, cut: Cut) -> nn.Module:
     return copied
 
 
-def filled_copy(model: nn.Module, attributes: Iterable[AttributeChange], value: TensorMap) -> nn.Module:
+def filled_copy(model: Model, attributes: Iterable[AttributeChange], value: TensorMap) -> Model:
     """A copy of a model with the sizes of a cut one, whose tensors, cut already, come from elsewhere.
 
     Args:
