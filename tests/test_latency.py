@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from structprune.measure.profile import of_operators, operator_seconds
 from structprune.measure.runner import Runner, Setting
 from tests.bench.comparison import Sleeps
 from tests.support import timing
+from tests.support.small import IMAGE, chain
 
 CPU = Setting(torch.device("cpu"))
 X = torch.randn(2, 3, 64, 64)
@@ -470,3 +472,23 @@ def test_cause_odd_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("first.weight is 51 x 64" in cause for cause in comparison.causes)
     even = compare(Tokens(512), Tokens(56), torch.randn(2, 40, 64), device="cpu")
     assert not any("first.weight" in cause for cause in even.causes)
+
+
+DOUBTS = [
+    (chain(8, 8), chain(8, 4), ""),
+    (
+        chain(8, 4),
+        chain(8, 8),
+        "The second model is wider than the first (3.weight): compare takes the dense",
+    ),
+    (nn.Sequential(nn.Conv2d(3, 4, 1)), nn.Conv2d(3, 4, 1), "The models share 0 of 2 names of parameters: they do not"),
+    (nn.ReLU(), chain(8), ""),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "said"), DOUBTS)
+def test_swapped_and_unrelated_models_are_said_to_be(first: nn.Module, second: nn.Module, said: str) -> None:
+    comparison = structprune.compare(first, second, IMAGE, min_seconds=0.01, device="cpu")
+    assert comparison.doubt.startswith(said) and bool(comparison.doubt) is bool(said)
+    assert comparison.doubt in " ".join(str(comparison).split())
+    assert json.loads(comparison.to_json())["doubt"] == comparison.doubt

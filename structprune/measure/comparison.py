@@ -64,6 +64,8 @@ class Comparison:
             where it does not.
         stages: Where MACs and time are, part by part.
         busy: Why nothing can be said about time; ``""`` on a quiet machine.
+        doubt: Why the two do not look like a dense network and what was made of it (swapped, or two others); ``""``
+            where they do.
     """
 
     dense: Measured
@@ -75,6 +77,7 @@ class Comparison:
     causes: tuple[str, ...]
     stages: tuple[Stage, ...]
     busy: str
+    doubt: str = ""
 
     @property
     def verdict(self) -> str:
@@ -125,6 +128,7 @@ class Comparison:
     def _lines(self) -> list[str]:
         return [
             f"On {self.pruned.latency.circumstances}; {len(self.ratios)} rounds in turn.",
+            *([self.doubt] if self.doubt else []),
             self.verdict,
             *(f"- {cause}" for cause in self.causes),
         ]
@@ -205,7 +209,25 @@ def compare(
         causes=likely_causes(dense, pruned, calls, runners, counts) if short else (),
         stages=stages_of(runners, counts),
         busy=busy,
+        doubt=_doubt(dense, pruned),
     )
+
+
+def _doubt(dense: nn.Module, pruned: nn.Module) -> str:
+    """Why the second model does not look like what is left of the first."""
+    before, after = ({n: tuple(p.shape) for n, p in m.named_parameters()} for m in (dense, pruned))
+    shared = [name for name in after if name in before and len(before[name]) == len(after[name])]
+    if not before or not after:
+        return ""
+    if 2 * len(shared) < len(after):
+        return (
+            f"The models share {len(shared)} of {len(after)} names of parameters: they do not look like a network and "
+            "what was pruned of it."
+        )
+    wider = [n for n in shared if any(b > a for a, b in zip(before[n], after[n], strict=True))]
+    if wider:
+        return f"The second model is wider than the first ({wider[0]}): compare takes the dense one first."
+    return ""
 
 
 def speedup_of(
