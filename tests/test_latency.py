@@ -63,7 +63,7 @@ class Clock:
         self.now = 0.0
         for module in (runner, latency):
             monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=self))
-        monkeypatch.setattr(runner, "Timer", partial(Timer, timer=self))
+        monkeypatch.setattr(torch.utils.benchmark, "Timer", partial(Timer, timer=self))
 
     def __call__(self) -> float:
         return self.now

@@ -324,3 +324,24 @@ def test_the_proof_sees_what_differs_in_training(change: Callable[[Any], None], 
     change(small)
     proof = structprune.prove(model, small, X)
     assert not proof and said in proof.reason
+
+
+class Distance(nn.Module):
+    """How far two inputs are apart: 0 for two that are the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a, b = (self.second(self.first(z).tanh()) for z in (x, y))
+        return (a - b).square().sum(-1)
+
+
+def test_the_proof_gives_every_input_other_numbers() -> None:
+    model, inputs = Distance(), (torch.zeros(2, 8), torch.zeros(2, 8))
+    small = structprune.prune_model(model, 0.5, "channel", example_inputs=inputs, **FREE)
+    assert small.second.in_features == 8
+    proof = structprune.prove(model, small, inputs)
+    assert proof, str(proof)
+    assert not any("not verified" in note for note in structprune.plan_of(small).notes)

@@ -98,7 +98,7 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
     _check_pair(plan, dense, pruned)
     check_model(dense)
     session = Session(dense, example_inputs)
-    calls = [call.mapped(_random_input) for call in session.examples]
+    calls = _with_random_inputs(session.examples)
     proof, gain = Proof(False, math.nan, math.nan, reason="nothing was compared"), _GAINS[0]
     for gain in _GAINS:
         try:
@@ -111,7 +111,7 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
         if is_finite(runs) and not TOLERANCE < proof.max_error < _ROUNDING:
             break
     if proof.proved:
-        trained = [call.mapped(_random_input) for call in session.training_examples]
+        trained = _with_random_inputs(session.training_examples)
         proof = _in_training(proof, dense, pruned, plan, trained, gain)
     changed = _changed_tensors(plan, dense, pruned)
     return replace(proof, proved=False, reason=_said(changed, pruned)) if changed and proof.proved else proof
@@ -245,8 +245,13 @@ def _moved(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return values * (0.5 + noise) if bool((values > 0).all()) else values + noise - 0.5
 
 
-def _random_input(tensor: torch.Tensor) -> torch.Tensor:
-    if not is_float(tensor):
-        return tensor
+def _with_random_inputs(calls: Invocations) -> Invocations:
+    """Calls with other numbers in every tensor: of two equal images a network may say that they are alike."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(tensor.shape, generator=generator, dtype=double_of(tensor.dtype)).to(tensor.device)
+
+    def drawn(tensor: torch.Tensor) -> torch.Tensor:
+        if not is_float(tensor):
+            return tensor
+        return torch.randn(tensor.shape, generator=generator, dtype=double_of(tensor.dtype)).to(tensor.device)
+
+    return [call.mapped(drawn) for call in calls]

@@ -125,7 +125,7 @@ def _candidates(plan: Plan, model: nn.Module, example_inputs: Any) -> Iterator[I
             calls = Session(model).examples
         except StructPruneError:
             return
-    varied = [call.mapped(_varied) for call in calls]
+    varied = _varied(calls)
     if not all(map(_same_inputs, calls, varied)):
         yield varied
     yield calls
@@ -337,12 +337,16 @@ def _moved(tensor: torch.Tensor) -> torch.Tensor:
     return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps) if tensor.is_floating_point() else tensor
 
 
-def _varied(tensor: torch.Tensor) -> torch.Tensor:
-    """An input of zeros or the like as one through which something flows: only its shape was meant."""
-    if not tensor.is_floating_point() or tensor.ndim < 2 or bool((tensor != tensor.flatten()[:1]).any()):
-        return tensor
-    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
-    return noise.to(tensor.dtype).to(tensor.device)
+def _varied(calls: Invocations) -> Invocations:
+    """Calls with inputs of zeros or the like as ones through which something flows: only their shapes were meant."""
+    generator = torch.Generator().manual_seed(0)
+
+    def varied(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point() or tensor.ndim < 2 or bool((tensor != tensor.flatten()[:1]).any()):
+            return tensor
+        return torch.randn(tensor.shape, generator=generator).to(tensor.dtype).to(tensor.device)
+
+    return [call.mapped(varied) for call in calls]
 
 
 Plan.verifies = staticmethod(verify_cut)
