@@ -127,6 +127,7 @@ ARCHITECTURES = [
         "TabNet",
         made("pytorch_tabnet.tab_network.TabNetNoEmbeddings", input_dim=16, output_dim=4, n_d=8, n_a=8),
         Call((torch.zeros(4, 16),)),
+        allow_untraced=True,
     ),
     Architecture(
         "g-mlp-pytorch", "gMLP", made("g_mlp_pytorch.gMLP", num_tokens=64, dim=32, depth=2, seq_len=16), tokens(16)
