@@ -35,13 +35,13 @@ class Invocation:
         args, kwargs = tree_map_only(torch.Tensor, convert, (self.args, self.kwargs))
         return Invocation(args, kwargs, self.function)
 
-    def for_training(self) -> Invocation:
-        """The same call with a batch of two, which batch normalisation asks for in training."""
+    def for_training(self, batch: int = 2) -> Invocation:
+        """The same call with a batch of two or more, which batch normalisation asks for in training."""
 
-        def doubled(tensor: torch.Tensor) -> torch.Tensor:
-            return torch.cat([tensor, tensor]) if tensor.ndim and tensor.shape[0] == 1 else tensor
+        def repeated(tensor: torch.Tensor) -> torch.Tensor:
+            return torch.cat([tensor] * batch) if tensor.ndim and tensor.shape[0] == 1 else tensor
 
-        return self.mapped(doubled)
+        return self.mapped(repeated)
 
     def __str__(self) -> str:
         if self.function is not None:

@@ -255,3 +255,28 @@ def test_a_network_that_overflows_with_unit_weights_is_proved_with_smaller_ones(
     pruned = structprune.prune_model(model, 0.5, example_inputs=x, keep_representation=False, round_to=1)
     proof = structprune.prove(model, pruned, x)
     assert proof.proved, proof
+
+
+class Remembers(nn.Module):
+    """Makes the masks of its dropout anew when the batch is another one than in its last call, and only then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size, self.last_batch = 16, 2
+        self.embed, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.mask = torch.ones(2, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.embed(x)
+        if self.training and len(x) != self.last_batch:
+            self.last_batch = len(x)
+            self.mask = torch.ones(len(x), self.hidden_size).to(x)
+        return self.head((h * self.mask if self.training else h).tanh())
+
+
+def test_what_happens_only_for_a_new_batch_is_traced() -> None:
+    model, x = Remembers(), torch.randn(1, 6)
+    small: Any = structprune.prune_model(model, 0.5, example_inputs=x, keep_representation=False, round_to=1)
+    assert (small.embed.out_features, small.hidden_size) == (8, 8)
+    assert small.train()(torch.randn(5, 6)).shape == (5, 3)
+    assert structprune.prove(model, small.eval(), x)

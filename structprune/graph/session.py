@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from structprune.meta.replica import (
     device_of,
     duplicate,
     held_tensors,
+    is_of_torch,
     like_parameter,
     meta_replica,
     named_tensors,
@@ -187,7 +189,8 @@ class Session:
         self._evaluated = None
         placed = [call.mapped(self._place) for call in candidate]
         failure: tuple[bool, Exception] | None = None
-        for self.training_examples in ([call.for_training() for call in candidate], candidate):
+        batches = dict.fromkeys((_new_batch(self.replica), 2))
+        for self.training_examples in (*([call.for_training(b) for call in candidate] for b in batches), candidate):
             self.calls = {False: placed, True: [call.mapped(self._place) for call in self.training_examples]}
             self._traced = self._recorded = None
             try:
@@ -200,6 +203,16 @@ class Session:
                 if not self._mode:
                     break
         return failure
+
+
+def _new_batch(model: nn.Module) -> int:
+    """A batch of two or more that no module remembers: one that keeps its last batch may do more for a new one.
+
+    Where it only looks at the sizes that it holds when the batch changes, no other trace sees that it reads them.
+    """
+    own = (module for _, module in walk(model) if not is_of_torch(type(module)))
+    held = {value for module in own for value in vars(module).values() if type(value) is int}
+    return next(batch for batch in count(2) if batch not in held)
 
 
 def labels_of(model: nn.Module, space: SliceSpace) -> dict[str, Labels]:

@@ -41,7 +41,7 @@ class Proof:
     Attributes:
         proved: The outputs agree within ``1e-9`` of their scale, the masking changed them by more
             than ``1e-3`` of it, and every parameter and buffer of the pruned model is a slice of the dense
-            one's. In training mode, with a batch of two, they agree too, where it can be compared.
+            one's. In training mode, with a batch of at least two, they agree too, where it can be compared.
         max_error: Largest difference between the outputs in evaluation mode, divided by the largest output.
         power: Largest change of the dense outputs by the masking, on the same scale. Without it
             an agreement would mean nothing.
@@ -75,8 +75,9 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
     """Compare a pruned model with the dense one whose removed channels are masked.
 
     Both run in float64 with the same random weights (zero-initialised layers would hide errors), in evaluation mode,
-    and in training mode with a batch of two, where what is drawn by chance is drawn once for both. Every operator that
-    reads a removed channel reads zeros in the dense network. Other dtypes and other sizes of inputs are not compared.
+    and in training mode with a batch of at least two, where what is drawn by chance is drawn once for both. Every
+    operator that reads a removed channel reads zeros in the dense network. Other dtypes and other sizes of inputs are
+    not compared.
 
     Args:
         dense: The model before pruning; unchanged.
