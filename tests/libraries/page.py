@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from tests.zoo.families import Network
 from tests.zoo.structprune_judge import GRANULARITIES
+from tests.zoo.verdict import is_accepted as both_accepted
 from tests.zoo.verdict import is_right, trouble
 
 _HEAD = """# Other libraries
@@ -41,8 +42,8 @@ def verdict(row: Row, granularity: str) -> str:
 
 
 def is_accepted(row: Row) -> bool:
-    """Whether both granularities are right."""
-    return all(is_right(row.result.get(granularity, {})) for granularity in GRANULARITIES)
+    """Whether both granularities are right; a network without anything inside a block may refuse ``"filter"``."""
+    return both_accepted(row.result)
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -80,7 +81,7 @@ def _what(rows: Sequence[Row]) -> Iterator[str]:
     libraries = len({row.network.family for row in rows})
     right = sum(is_accepted(row) for row in rows)
     kinds: dict[str, list[str]] = {}
-    for row in rows:
+    for row in (r for r in rows if not is_accepted(r)):
         for kind in {_kind(row, g) for g in GRANULARITIES if not is_right(row.result.get(g, {}))}:
             kinds.setdefault(kind, []).append(f"{row.network.family}'s {row.network.name}")
     bad = "; ".join(f"{kind}: {len(names)} ({', '.join(names)})" for kind, names in kinds.items())
@@ -88,8 +89,10 @@ def _what(rows: Sequence[Row]) -> Iterator[str]:
     channels = [e["removed"] for r in rows if is_right(e := r.result.get("channel", {}))]
     filters = [e["removed"] for r in rows if is_right(e := r.result.get("filter", {}))]
     oracle = sum(e.get("oracle") == "right" for r in rows for g in GRANULARITIES if is_right(e := r.result.get(g, {})))
+    empty = [r for r in rows if is_accepted(r) and "refused" in r.result.get("filter", {})]
+    but = f", of which {len(empty)} has nothing to cut inside a block" if empty else ""
     yield (
-        f"{came_out}\n\n{right} of {len(rows)} architectures from {libraries} libraries are right in both. "
+        f"{came_out}\n\n{right} of {len(rows)} architectures from {libraries} libraries are right in both{but}. "
         f"The median of parameters removed is {statistics.median(filters or [0]):.1%} as filters and "
         f"{statistics.median(channels or [0]):.1%} as channels.\nOf {len(filters) + len(channels)} right results the "
         f"oracle confirms {oracle}.\n"
