@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import structprune
+from tests.support.small import chain
 
 PACKAGE = Path(structprune.__file__).parent
 NAMES = [
@@ -151,3 +153,19 @@ def test_help_lists_every_option() -> None:
 def test_what_comes_out_is_of_the_models_own_type(call: Callable[..., Any]) -> None:
     hints = typing.get_type_hints(call)
     assert isinstance(hints["return"], typing.TypeVar) and hints["model"] is hints["return"]
+
+
+def test_results_print_in_a_few_lines_at_the_prompt() -> None:
+    model, x = chain(*[8] * 20), torch.zeros(1, 3, 8, 8)
+    plan = structprune.plan_pruning(model, 0.5, example_inputs=x)
+    small, count, graph = plan.apply(model), structprune.count_flops(model, x), structprune.trace(model, x)
+    quick: Any = {"min_seconds": 0.01, "device": "cpu"}
+    results = [
+        plan, plan.groups[0], plan.sensitivity(), count, count.by_module, count.by_module.children[0], graph,
+        graph.groups[0], structprune.prove(model, small, x), structprune.measure_latency(small, x, **quick),
+        structprune.compare(model, small, x, **quick),
+    ]  # fmt: skip
+    assert [text for text in map(repr, results) if len(text) > 400 or "object at 0x" in text] == []
+    assert repr(plan).startswith(f"<Plan for Sequential: parameters {plan.params[0]:,} -> ")
+    assert repr(plan).endswith("19 of 21 groups cut>")
+    assert repr(graph.groups[0]) == "<Group 0.weight: 8 channels, inside a block>"

@@ -91,6 +91,9 @@ class Group:
         """Number of channels."""
         return len(self.channels)
 
+    def __repr__(self) -> str:
+        return f"<Group {self}>"
+
     def __str__(self) -> str:
         more = f" and {len(self.producers) - 1} more" if len(self.producers) > 1 else ""
         why = f": {self.reasons[0]}" if self.role == FROZEN and self.reasons else ""
@@ -222,6 +225,9 @@ class DependencyGraph:
             lines.append(f"{tensor} {[a.size for a in tensors[tensor]]}")
             lines += [f"  dim {axis.dim}: {self._explain_axis(axis)}" for axis in tensors[tensor]]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<DependencyGraph of {self.model}: {len(self.groups)} groups, {len(self.frozen)} of them frozen>"
 
     def __str__(self) -> str:
         lines = [f"{self.model}: {len(self.groups)} groups"]

@@ -133,6 +133,9 @@ class Comparison:
             *(f"- {cause}" for cause in self.causes),
         ]
 
+    def __repr__(self) -> str:
+        return f"<Comparison: {self.verdict}>"
+
     def __str__(self) -> str:
         return _rendered(self).rstrip()
 

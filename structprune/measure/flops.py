@@ -45,6 +45,10 @@ class ModuleCost:
     moved_bytes: int
     children: tuple[ModuleCost, ...] = ()
 
+    def __repr__(self) -> str:
+        parts = f", {len(self.children)} inside" if self.children else ""
+        return f"<ModuleCost {self.name or self.kind}: {scaled(self.macs)} MACs, {self.params:,} parameters{parts}>"
+
     def walk(self) -> Iterator[ModuleCost]:
         """This module and all modules inside, depth first."""
         yield self
@@ -82,6 +86,11 @@ class FlopCount:
     uncounted: dict[str, int]
     training: bool
     inputs: str
+
+    def __repr__(self) -> str:
+        return (
+            f"<FlopCount of {self.by_module.kind}: {scaled(self.macs)} MACs, {self.params:,} parameters, {self.inputs}>"
+        )
 
     def __str__(self) -> str:
         what = "a training step (forward and backward)" if self.training else "a forward"

@@ -81,6 +81,9 @@ class Latency:
     def _quantile(self, share: float) -> float:
         return float(np.quantile(self.samples, share))
 
+    def __repr__(self) -> str:
+        return f"<Latency: {self}>"
+
     def __str__(self) -> str:
         text = (
             f"{seconds_text(self.median)} a forward (p10 {seconds_text(self.p10)}, p90 {seconds_text(self.p90)}, "

@@ -246,6 +246,14 @@ class Plan:
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise PlanError(f"This text cannot be read as a plan: {type(error).__name__}: {error}") from error
 
+    def __repr__(self) -> str:
+        cut = sum(1 for group in self.groups if group.removed)
+        return (
+            f"<Plan for {self.model}: parameters {self.params[0]:,} -> {self.params[1]:,} ({_percent(self.params)}), "
+            f"MACs {self.macs[0]:,} -> {self.macs[1]:,} ({_percent(self.macs)}), "
+            f"{cut} of {len(self.groups)} groups cut>"
+        )
+
     def __str__(self) -> str:
         steps = self.settings.get("steps", [self.settings])
         asked = [

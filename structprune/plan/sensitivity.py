@@ -84,6 +84,9 @@ class Sensitivity:
             sorted(plan.groups, key=lambda g: (not g.removed, -_saved_for(g), g.name))
         )
 
+    def __repr__(self) -> str:
+        return f"<Sensitivity of {len(self.groups)} groups>"
+
     def __str__(self) -> str:
         params, macs = self._plan.params[0], self._plan.macs[0]
         width = min(max((len(g.title) for g in self.groups), default=0), 44)
