@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# Operators that run functions of the model's (flex_attention, cond): they are refused by name. Private since 1.13.
+# Operators that run functions of the model's (flex_attention, cond): they are refused by name.
 from torch._ops import HigherOrderOperator, OpOverload
 
 # How files of Python 2 name what Python 3 has elsewhere, as ``torch.load`` translates it.

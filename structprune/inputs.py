@@ -35,7 +35,7 @@ class Invocation:
         args, kwargs = tree_map_only(torch.Tensor, convert, (self.args, self.kwargs))
         return Invocation(args, kwargs, self.function)
 
-    def for_training(self, batch: int = 2) -> Invocation:
+    def for_training(self, batch: int) -> Invocation:
         """The same call with a batch of two or more, which batch normalisation asks for in training."""
 
         def repeated(tensor: torch.Tensor) -> torch.Tensor:

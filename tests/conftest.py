@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -18,25 +19,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--core", action="store_true", help="skip what needs a library that is not installed")
 
 
-def _skip_if_absent(config: pytest.Config, error: ImportError) -> None:
-    library = (error.name or "").partition(".")[0]
-    if config.getoption("--core") and library in LIBRARIES:
-        pytest.skip(f"needs {library}")
+@contextmanager
+def _needing(config: pytest.Config) -> Iterator[None]:
+    """Skip where something imports a library that a core environment does not have."""
+    try:
+        yield
+    except ImportError as error:
+        library = (error.name or "").partition(".")[0]
+        if config.getoption("--core") and library in LIBRARIES:
+            pytest.skip(f"needs {library}")
+        raise
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
-    try:
+    with _needing(item.config):
         return (yield)
-    except ImportError as error:
-        _skip_if_absent(item.config, error)
-        raise
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    try:
+    with _needing(item.config):
         return (yield)
-    except ImportError as error:
-        _skip_if_absent(item.config, error)
-        raise

@@ -106,7 +106,7 @@ WRONG: list[tuple[Any, str]] = [
     ({}, r"^channels is \{\}; expected a dict from layer \(its name, the module or its weight\) to the indices"),
     (["inner"], r"^channels is \['inner'\]; expected a dict from layer"),
     ({3: [1]}, r"^channels has the key 3; expected the name of a layer, a module or a weight\.$"),
-    ({nn.Linear(2, 2): [0]}, r"^channels has a Linear \(a module\) that is no layer with a weight.* of its own"),
+    ({nn.Linear(2, 2): [0]}, r"^channels holds a Linear \(a module\) that is no part of this Coupled: give one of "),
 ]
 
 
@@ -129,6 +129,24 @@ class Halves(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.meet(self, x))
+
+
+class Sides(nn.Module):
+    """A wide layer that meets a narrow one and another beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.left, self.right, self.head = (nn.Linear(n, m) for n, m in ((6, 8), (6, 4), (6, 4), (8, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.wide(x) * torch.cat([self.left(x), self.right(x)], -1))
+
+
+def test_a_layer_that_would_be_left_without_channels_is_said_to() -> None:
+    with pytest.raises(structprune.OptionError, match=r"\n  left\.weight: not one channel would be left of it"):
+        structprune.plan_removal(Sides(), {"wide": [0, 1, 2, 3]}, example_inputs=X)
+    plan = structprune.plan_removal(Sides(), {"wide": [0, 1, 2]}, example_inputs=X)
+    assert plan.notes == ("with them go left.weight [0-2]",)
 
 
 def test_channels_that_take_all_others_along_are_said_to() -> None:

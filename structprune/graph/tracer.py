@@ -175,8 +175,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._unfilled or op.name in _UNFILLED:
             node.not_filled = self._not_filled(op, tensors, results)
         labels = apply_rule(self._observer, op, call, results)
-        constant = False
         if self._observer.on_meta:
+            constant = False
             node.asked = Asked(op, arguments, tensors, out)
             known = [*tensors, *results]
             if self._unfilled:
@@ -184,16 +184,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 node.constants = [None if t.is_meta else _kept(t) for t in known]
         else:
-            # What a generator of the forward's own draws is the same every time.
-            drawn = _DRAWN in func.tags and arguments.get("generator") is None
-            constants = [self._is_constant(t, v) for t, v in zip(tensors, values, strict=True)]
-            constant = all(constants) and op.name not in _UNFILLED and not drawn
-            if op.in_place and constants:
-                constants[0] = constant  # it is looked at once it is written
+            constant = self._note_constants(node, op, arguments, tensors, values, results)
             # To hold on to the values would take gigabytes.
             node.asked = Asked(op, *self._twins.of((arguments, tensors, out)))
-            all_of_them = (*constants, *[constant] * len(results))
-            node.constants = [_kept(t) if c else None for t, c in zip((*tensors, *results), all_of_them, strict=True)]
         labels = self._observer.finish(node, out, labels)
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
@@ -202,6 +195,35 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._observer.record.training:
             node.macs = _macs(op, args, kwargs, out)
         self._nodes.append(node)
+        self._mark(node, results, labels, constant)
+        if op.in_place and tensors and is_view(tensors[0]):
+            self._rewritten[memory_of(tensors[0])] = node.index
+            if not constant:
+                self._computed.add(memory_of(tensors[0]))
+        return out
+
+    def _note_constants(
+        self,
+        node: Node,
+        op: Operator,
+        arguments: dict[str, Any],
+        tensors: list[torch.Tensor],
+        values: list[Value],
+        results: list[torch.Tensor],
+    ) -> bool:
+        """Where floats are computed: keep what is a constant, and say whether the results are."""
+        # What a generator of the forward's own draws is the same every time.
+        drawn = _DRAWN in op.func.tags and arguments.get("generator") is None
+        constants = [self._is_constant(t, v) for t, v in zip(tensors, values, strict=True)]
+        constant = all(constants) and op.name not in _UNFILLED and not drawn
+        if op.in_place and constants:
+            constants[0] = constant  # it is looked at once it is written
+        all_of_them = (*constants, *[constant] * len(results))
+        node.constants = [_kept(t) if c else None for t, c in zip((*tensors, *results), all_of_them, strict=True)]
+        return constant
+
+    def _mark(self, node: Node, results: list[torch.Tensor], labels: list[Labels], constant: bool) -> None:
+        """Let the results know what is known of them."""
         for i, (tensor, la) in enumerate(zip(results, labels, strict=True)):
             value = Value(la, node.index, i, node.parametric, self._run, constant)
             if id(tensor) in self._values:
@@ -209,11 +231,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._values[id(tensor)] = (tensor, value)
             else:
                 tensor._structprune = value  # type: ignore[attr-defined]
-        if op.in_place and tensors and is_view(tensors[0]):
-            self._rewritten[memory_of(tensors[0])] = node.index
-            if not constant:
-                self._computed.add(memory_of(tensors[0]))
-        return out
 
     def _is_constant(self, tensor: torch.Tensor, value: Value) -> bool:
         """Whether a tensor is a constant, and so is all that was written into parts of its memory."""

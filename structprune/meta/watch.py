@@ -53,8 +53,8 @@ class Watch(TorchFunctionMode):
     Args:
         ran: Counts the operators that have run.
         device: Where the user's model is, if the run is one of a copy on the meta device.
-        refuse: Raises for an operator of this name, which runs functions of the model's. From PyTorch 2.7 on a mode for
-            operators is handed those too.
+        refuse: Raises for an operator of this name, which runs functions of the model's. A mode for operators is not
+            handed those by every PyTorch.
 
     Attributes:
         noticed: Whether any of this happened: runs that are compared with this one have to be watched too.

@@ -50,6 +50,33 @@ class Names:
             raise OptionError(f"{option}={given!r} matches no module and no parameter{nearest(given, modules)}")
         return [given]
 
+    def weight(self, option: str, given: Any) -> str:
+        """The name of a layer's weight, which an entry of an option names: the layer, its weight, or either's name.
+
+        Raises:
+            OptionError: It names no layer and no weight of the model.
+        """
+        if isinstance(given, torch.Tensor) or (isinstance(given, str) and given in self._tensors):
+            return given if isinstance(given, str) else self._name_of(option, given)
+        modules = dict(walk(self._model))
+        if isinstance(given, nn.Module):
+            path = self._path_of(option, given)
+        elif isinstance(given, str):
+            path = given
+        else:
+            raise OptionError(
+                f"{option} has the key {described(given)}; expected the name of a layer, a module or a weight."
+            )
+        if path not in modules:
+            layers = [name.rpartition(".")[0] for name in self._tensors if name.endswith(".weight")]
+            raise OptionError(f"{option} names {path!r}, which is no layer and no weight{nearest(path, layers)}")
+        weight = getattr(modules[path], "weight", None)
+        if not isinstance(weight, torch.Tensor):
+            raise OptionError(
+                f"{option} names {path!r}, which has no weight: name a layer that has one, or the weight itself."
+            )
+        return self._name_of(option, weight)
+
     def listed(self, option: str, given: Any) -> list[str]:
         """The patterns of an option that takes one entry or several."""
         entries = [given] if isinstance(given, (str, nn.Module, torch.Tensor)) else given
@@ -66,12 +93,7 @@ class Names:
     def _of_module(self, option: str, module: nn.Module) -> list[str]:
         if module is self._model:
             return ["*"]
-        path = next((path for path, own in walk(self._model) if own is module), None)
-        if path is None:
-            raise OptionError(
-                f"{option} holds {described(module)} that is no part of this {type(self._model).__name__}: give one of "
-                "its own modules, not of a copy, or a pattern of names."
-            )
+        path = self._path_of(option, module)
         if self._known(glob.escape(path)):
             return [glob.escape(path)]
         # All that it has is tied, and goes by the names that it has elsewhere.
@@ -79,6 +101,15 @@ class Names:
         if not names:
             raise OptionError(f"{option} holds {path}, {described(module)} without parameters, which has no channels.")
         return [glob.escape(name) for name in names]
+
+    def _path_of(self, option: str, module: nn.Module) -> str:
+        path = next((path for path, own in walk(self._model) if own is module), None)
+        if path is None:
+            raise OptionError(
+                f"{option} holds {described(module)} that is no part of this {type(self._model).__name__}: give one of "
+                "its own modules, not of a copy, or a pattern of names."
+            )
+        return path
 
     def _name_of(self, option: str, tensor: torch.Tensor) -> str:
         name = next((name for name, own in self._tensors.items() if own is tensor), None)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from structprune.errors import OptionError, described, nearest
+from structprune.errors import OptionError, described
 from structprune.graph.groups import DependencyGraph
 from structprune.graph.slices import Axis, Ids, Mask
-from structprune.meta.replica import held_tensors, walk
 from structprune.plan.budget import Selection
 from structprune.plan.options import Settings
+from structprune.plan.patterns import Names
 from structprune.plan.plan import Plan
 from structprune.plan.strata import signatures
 from structprune.planning.planner import Planner
@@ -34,10 +34,10 @@ def read_channels(model: nn.Module, wanted: Any) -> Settings:
             f"channels is {described(wanted)}; expected a dict from layer (its name, the module or its weight) to the "
             'indices of its channels, such as {"layer1.0.conv1": [1, 3, 5]}.'
         )
-    tensors = held_tensors(model)
+    names = Names(model)
     channels: dict[str, tuple[int, ...]] = {}
     for key, indices in wanted.items():
-        name = _tensor_of(model, tensors, key)
+        name = names.weight("channels", key)
         channels[name] = tuple(sorted({*channels.get(name, ()), *_indices(name, indices)}))
     return Settings(0.0, "channel", round_to=1, keep_representation=False, channels=channels)
 
@@ -71,37 +71,6 @@ def removal(planner: Planner, settings: Settings) -> Plan:
     _check_possible(plan, graph, settings)
     plan = planner.checked(plan, graph, settings)
     return replace(plan, notes=(*_beside(plan, graph, settings), *plan.notes))
-
-
-def _tensor_of(model: nn.Module, tensors: Mapping[str, torch.Tensor], key: Any) -> str:
-    """The weight whose channels a key means."""
-    if isinstance(key, torch.Tensor):
-        name = next((name for name, tensor in tensors.items() if tensor is key), None)
-    elif isinstance(key, nn.Module):
-        path = next((path for path, module in walk(model) if module is key), None)
-        own = getattr(key, "weight", None)
-        name = None if path is None else next((n for n, tensor in tensors.items() if tensor is own), None)
-    elif isinstance(key, str):
-        modules = dict(walk(model))
-        own = getattr(modules[key], "weight", None) if key in modules else tensors.get(key)
-        name = next((n for n, tensor in tensors.items() if tensor is own), None)
-        if name is None and key not in modules:
-            layers = [
-                path for path, module in modules.items() if isinstance(getattr(module, "weight", None), nn.Parameter)
-            ]
-            raise OptionError(f"channels names {key!r}, which is no layer and no weight{nearest(key, layers)}")
-    else:
-        raise OptionError(f"channels has the key {described(key)}; expected the name of a layer, a module or a weight.")
-    if name is None and isinstance(key, str):
-        raise OptionError(
-            f"channels names {key!r}, which has no weight: name a layer that has one, or the weight itself."
-        )
-    if name is None:
-        raise OptionError(
-            f"channels has {described(key)} that is no layer with a weight, or no weight, of this "
-            f"{type(model).__name__}: give one of its own, not of a copy, or its name."
-        )
-    return name
 
 
 def _indices(name: str, given: Any) -> tuple[int, ...]:

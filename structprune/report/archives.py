@@ -18,7 +18,7 @@ from structprune.report.limits import MOST_RECORDS, Refused
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 _END64, _LOCATOR = b"PK\x06\x06", b"PK\x06\x07"
 _LONGEST_NAME = 1_000
-# What ``torch.export`` of PyTorch 2.6 and 2.7 writes beside others, in no folder.
+# What ``torch.export`` of PyTorch 2.6 writes beside others, in no folder.
 OLD_EXPORT = "serialized_exported_program.json"
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 

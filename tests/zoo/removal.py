@@ -41,8 +41,7 @@ def judged(name: str) -> Counter[str]:
     """What came of random channels of random layers of one network."""
     draw = random.Random(name)
     side = 299 if name == "inception_v3" else 224
-    model = vision.build(name, **({"image_size": 32} if name.startswith("vit") and "h_14" not in name else {})).eval()
-    side = 32 if name.startswith("vit") and "h_14" not in name else side
+    model = vision.build(name).eval()
     inputs = torch.zeros(1, 3, side, side)
     layers = [path for path, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     found: Counter[str] = Counter()
