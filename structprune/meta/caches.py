@@ -45,7 +45,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     One thread at a time may do so: see ``structprune.meta.forward.running``.
     """
     classes = frozenset(type(module) for _, module in walk(model))
-    places = [*_places_of_modules(), *_places_of_classes(classes), *_places_in(model)]
+    places = [*_FILES.places(), *_places_of_classes(classes), *_places_in(model)]
     kept = [_Kept(owner) for owner in _owners(classes)]
     token = _ANSWERS.set({})
     try:
@@ -135,49 +135,46 @@ class _Place:
 # No cache is kept alive that no file has: one may hold a model.
 _STAND_INS: WeakValueDictionary[int, _StandIn] = WeakValueDictionary()
 _BY_MODULE: dict[str, tuple[ModuleType, int, list[_Place]]] = {}
-# What was loaded when the files were last looked through, and the names of those that are no libraries'.
-_FILES: list[Any] = [None, []]
 
 
 class _Files:
-    """The files that were looked through last. There are thousands: that nothing has changed must be quick to tell."""
+    """The files that are loaded: there are thousands, and that none has changed must be quick to tell."""
 
     def __init__(self) -> None:
-        self.files: list[Any] = []
+        self._loaded: Any = None
+        self._names: list[str] = []
+        self._files: list[Any] = []
         self._variables: list[dict[str, Any]] = []
         self._sizes: list[int] = []
-        self.places: list[_Place] = []
+        self._places: list[_Place] = []
 
-    def are(self, files: list[Any]) -> bool:
-        """Whether these are the same, with as many variables each, and the caches where they were."""
+    def places(self) -> list[_Place]:
+        """The caches in all of them: a model may call another's function through any."""
+        loaded = len(sys.modules), next(reversed(sys.modules))
+        if self._loaded != loaded:
+            self._names = [name for name in sys.modules if name.partition(".")[0] not in _LIBRARIES]
+            self._loaded = loaded
+        files = list(map(sys.modules.get, self._names))
+        if not self._are(files):
+            # Sizes first: another thread may add to a file that was looked through.
+            variables = [vars(file) for file in files if isinstance(file, ModuleType)]
+            sizes = list(map(len, variables))
+            pairs = zip(self._names, files, strict=True)
+            self._places = [place for name, file in pairs for place in _places_of(name, file)]
+            self._files, self._variables, self._sizes = files, variables, sizes
+        return self._places
+
+    def _are(self, files: list[Any]) -> bool:
+        """Whether these were there last time, with as many variables each, and the caches where they were."""
         return (
-            len(files) == len(self.files)
-            and all(map(operator.is_, files, self.files))
+            len(files) == len(self._files)
+            and all(map(operator.is_, files, self._files))
             and list(map(len, self._variables)) == self._sizes
-            and all(place.is_there for place in self.places)
+            and all(place.is_there for place in self._places)
         )
 
-    def keep(self, files: list[Any], places: Iterator[_Place]) -> None:
-        """Remember what is found in them. Sizes first: another thread may add to a file that was looked through."""
-        variables = [vars(file) for file in files if isinstance(file, ModuleType)]
-        sizes = list(map(len, variables))
-        self.places = list(places)
-        self.files, self._variables, self._sizes = files, variables, sizes
 
-
-_LAST = _Files()
-
-
-def _places_of_modules() -> list[_Place]:
-    """The caches in all files that are loaded: a model may call another's function through any of them."""
-    loaded = len(sys.modules), next(reversed(sys.modules))
-    if _FILES[0] != loaded:
-        _FILES[:] = loaded, [name for name in sys.modules if name.partition(".")[0] not in _LIBRARIES]
-    files = list(map(sys.modules.get, _FILES[1]))
-    if not _LAST.are(files):
-        pairs = zip(_FILES[1], files, strict=True)
-        _LAST.keep(files, (place for name, file in pairs for place in _places_of(name, file)))
-    return _LAST.places
+_FILES = _Files()
 
 
 def _places_of(name: str, module: Any) -> list[_Place]:
