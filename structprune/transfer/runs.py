@@ -83,12 +83,8 @@ class Runs:
         self, cut: tuple[float, str], budget: float, *, tasks: Sequence[str] = (), seeds: Sequence[int] = ()
     ) -> float:
         """The mean metric of a cut at a budget, over seeds and then tasks (all, if not given)."""
-        asked = (self._known(cut), budget, tuple(tasks), tuple(seeds))
-        if asked not in self._metrics:
-            values = self._values(cut, budget, tasks)
-            of = values[:, [self.seeds.index(s) for s in seeds]] if seeds else values
-            self._metrics[asked] = float(mean(mean(of, axis=1)))
-        return self._metrics[asked]
+        values = self._values(cut, budget, tasks)
+        return float(mean(mean(values[:, [self.seeds.index(s) for s in seeds]] if seeds else values, axis=1)))
 
     def interval(self, cut: tuple[float, str], budget: float, *, tasks: Sequence[str] = ()) -> Interval:
         """95 % of ``metric`` over seeds, by Student's t: the jackknife of a mean, tasks with other seeds included."""
@@ -162,11 +158,6 @@ class Runs:
             for curve in self._of(cut, task):
                 row[self.seeds.index(int(curve.about["seed"]))] = curve.at(budget)
         return self._rows[asked]
-
-    @cached_property
-    def _metrics(self) -> dict[tuple[Cut, float, tuple[str, ...], tuple[int, ...]], float]:
-        """What was found by ``metric``."""
-        return {}
 
     @cached_property
     def _rows(self) -> dict[tuple[Cut, float, str], npt.NDArray[np.float64]]:
