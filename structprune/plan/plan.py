@@ -17,6 +17,7 @@ from structprune.meta.replica import Model, held_tensors, named_tensors, walk
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan import schema
 from structprune.plan.composition import Cuts, composed, remainder
+from structprune.plan.printing import in_full, in_one_line
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
 from structprune.surgery.attributes import holds_size, read_held
 from structprune.surgery.cut import AttributeChange, Cut, Vector
@@ -247,46 +248,10 @@ class Plan:
             raise PlanError(f"This text cannot be read as a plan: {type(error).__name__}: {error}") from error
 
     def __repr__(self) -> str:
-        cut = sum(1 for group in self.groups if group.removed)
-        return (
-            f"<Plan for {self.model}: parameters {self.params[0]:,} -> {self.params[1]:,} ({_percent(self.params)}), "
-            f"MACs {self.macs[0]:,} -> {self.macs[1]:,} ({_percent(self.macs)}), "
-            f"{cut} of {len(self.groups)} groups cut>"
-        )
+        return in_one_line(self)
 
     def __str__(self) -> str:
-        steps = self.settings.get("steps", [self.settings])
-        asked = [
-            "channels that are named"
-            if s.get("channels")
-            else f"ratio {s.get('ratio')}, granularity {s.get('granularity')!r}"
-            for s in steps
-        ]
-        head = f"Plan for {self.model}: {', then '.join(asked)}"
-        sizes = (
-            f"  parameters {self.params[0]:,} -> {self.params[1]:,} ({_percent(self.params)}), "
-            f"MACs {self.macs[0]:,} -> {self.macs[1]:,} ({_percent(self.macs)})"
-        )
-        width = min(max((len(g.title) for g in self.groups), default=0), 44)
-        rows = [
-            f"  {g.title:{width}} {g.width:5} -> {g.width - g.removed:<5} {g.role if g.removed else g.reason}"
-            for g in self.groups
-        ]
-        held = [f"  {change}" for change in self.attributes]
-        sections = [head, sizes, "channels", *rows]
-        if held:
-            sections += ["sizes held by modules", *held]
-        if self.gains:
-            sections += ["rows that make up for a number which code computes from their width", *self._gains_said()]
-        return "\n".join([*sections, *(f"  note: {note}" for note in self.notes)])
-
-    def _gains_said(self) -> list[str]:
-        """How many rows are multiplied with what."""
-        said = []
-        for name, gain in self.gains.items():
-            counts = {factor: gain.count(factor) for factor in dict.fromkeys(gain) if factor != 1}
-            said.append(f"  {name}: {', '.join(f'{count} rows times {f:.4g}' for f, count in counts.items())}")
-        return said
+        return in_full(self)
 
     def free_buffers(self, model: nn.Module) -> set[str]:
         """Buffers that the plan does not cut: a forward may fill them anew, in another shape (position tables)."""
@@ -376,10 +341,6 @@ def _difference(expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple
             return f"{name} is {list(got[name])}, the plan was made for {list(shape)}."
     extra = next(name for name in got if name not in expected)
     return f"its {extra} is unknown to the plan."
-
-
-def _percent(pair: tuple[int, int]) -> str:
-    return f"{100 * (pair[1] - pair[0]) / pair[0]:+.1f} %" if pair[0] else "n/a"
 
 
 def _arrays(vectors: Mapping[str, tuple[float, ...]]) -> dict[str, Vector]:
