@@ -44,8 +44,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     One thread at a time may do so: see ``structprune.meta.forward.running``.
     """
-    classes = frozenset(type(module) for _, module in walk(model))
-    places = [*_FILES.places(), *_places_of_classes(classes), *_places_in(model)]
+    modules = [module for _, module in walk(model)]
+    classes = frozenset(map(type, modules))
+    places = [*_FILES.places(), *_places_of_classes(classes), *_places_in(modules)]
     kept = [_Kept(owner) for owner in _owners(classes)]
     token = _ANSWERS.set({})
     try:
@@ -207,9 +208,9 @@ def _places_of_class(kind: type) -> Iterator[_Place]:
         yield from _places_at(kind, name, value)
 
 
-def _places_in(model: nn.Module) -> Iterator[_Place]:
+def _places_in(modules: list[nn.Module]) -> Iterator[_Place]:
     """The caches that the modules of a copy hold themselves."""
-    for _, module in walk(model):
+    for module in modules:
         if is_of_torch(type(module)):
             continue
         held = vars(module)

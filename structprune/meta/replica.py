@@ -41,6 +41,8 @@ def _visit(path: str, module: nn.Module, found: list[tuple[str, nn.Module]], see
     if id(module) not in seen:
         seen.add(id(module))
         found.append((path, module))
+        if not module._modules:
+            return  # nearly all of them
         prefix = f"{path}." if path else ""
         for name, child in module._modules.items():
             if child is not None:
@@ -62,7 +64,10 @@ def _registered(modules: list[tuple[str, nn.Module]]) -> dict[str, torch.Tensor]
     named: dict[str, torch.Tensor] = {}
     for kind in ("_parameters", "_buffers"):
         for path, module in modules:
-            for name, tensor in getattr(module, kind).items():
+            held = getattr(module, kind)
+            if not held:
+                continue  # nearly all of them have one kind at most
+            for name, tensor in held.items():
                 if tensor is not None and id(tensor) not in found:
                     if kind == "_buffers" and is_sparse_buffer(tensor):
                         continue

@@ -33,14 +33,19 @@ def make_plan(
         StructPruneError: A subclass says what was wrong.
     """
     with collection_paused():
-        # Before the trace, which takes a while.
-        check_values(settings.importance, model, weights)
-        if settings.compensate:
-            check_compensable(model)
-        cost = cost_of(settings.target, model, example_inputs) if settings.target else None
-        planner = Planner(model, weights, settings, example_inputs)
-        if settings.target is None or cost is None:
-            plan = planner.plan(settings)
-        else:
-            plan = search(planner, settings, settings.target, cost)
-        return compensated(plan, model, planner.examples, settings.compensate) if settings.compensate else plan
+        # In a call of its own, so that all that was traced is gone before the collector looks through what is left.
+        return _made(model, weights, settings, example_inputs)
+
+
+def _made(model: nn.Module, weights: Mapping[str, torch.Tensor], settings: Settings, example_inputs: Any) -> Plan:
+    # Before the trace, which takes a while.
+    check_values(settings.importance, model, weights)
+    if settings.compensate:
+        check_compensable(model)
+    cost = cost_of(settings.target, model, example_inputs) if settings.target else None
+    planner = Planner(model, weights, settings, example_inputs)
+    if settings.target is None or cost is None:
+        plan = planner.plan(settings)
+    else:
+        plan = search(planner, settings, settings.target, cost)
+    return compensated(plan, model, planner.examples, settings.compensate) if settings.compensate else plan
