@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # torchvision's wheel asks for the torch it was built with, and timm for torchvision; their Python code runs beside any.
 WITHOUT_NEEDS := torchvision==0.28.0 timm==1.0.31
 
-.PHONY: demo test lint types unit zoo random wild hostile libraries compat bench transfer docs clean
+.PHONY: demo test lint types unit zoo random wild hostile libraries compat package bench transfer docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m structprune.report.demo
@@ -58,6 +58,10 @@ libraries: $(LIBRARIES)/.installed
 # The core suite on the oldest, two more and the newest PyTorch; gigabytes, and over an hour.
 compat:
 	$(PYTHON) -m tests.versions --markdown docs/versions.md
+
+# Wheel and sdist as a user gets them, beside the oldest PyTorch; gigabytes, and twenty minutes.
+package:
+	$(PYTHON) -m tests.versions.package
 
 bench: $(VENV)/.test-installed
 	$(BIN)/python -m tests.bench.planning --markdown build/bench/1-planning.md

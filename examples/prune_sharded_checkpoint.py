@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,6 +22,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import structprune
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 
 def network(layers: int, width: int) -> nn.Module:
@@ -72,7 +77,10 @@ def main() -> None:
         plan = structprune.prune_checkpoint(source, target, model, arguments.ratio, example_inputs=x)
         size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
         print(f"pruned: {size / 1e6:.1f} MB, parameters {plan.params[0]:,} -> {plan.params[1]:,}")
-        print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
+        if resource is not None:
+            # In kilobytes; macOS says bytes.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1e3)
+            print(f"peak memory of this process: {peak / 1e6:.0f} MB")
         small = structprune.load(target, model)
         print(f"loaded: outputs {list(small(x).shape)}")
 

@@ -66,7 +66,7 @@ def prune_model(
             - ``measure``: how they are measured, as ``LatencyOptions`` has it.
             - ``importance``: ``"l2"``, ``"l1"``, ``"random"``, a criterion of torch-pruning, or a function of a group.
             - ``scope``: ``"local"``, the ratio in every layer, or ``"global"``, over all layers together.
-            - ``max_ratio``: the largest share that any layer may lose.
+            - ``max_ratio``: the largest share that any layer may lose, one for all or by pattern.
             - ``uniform``: whether layers that repeat keep one width.
             - ``compensate``: ``True``, or batches: biases make up for what is removed.
             - ``round_to``: what widths are a multiple of; ``"auto"`` is 8 from 64 on, 1 is off.

@@ -195,6 +195,11 @@ GIVEN = [
     ((40, 40), 0, {"scope": "local", "max_ratio": 0.25}, [10, 10], ["as narrow as max_ratio=0.25 lets a layer become"]),
     ((40, 40), 0, {"scope": "local", "max_ratio": 0.25, "ratio": 0.2}, [8, 8], []),
     ((24, 20), 0, {"scope": "local", "max_ratio": 0.5, "round_to": 16}, [8, 4], ["as narrow as max_ratio=0.5"]),
+    ((40, 40), 0, {"scope": "local", "max_ratio": {"0": 0.25}}, [10, 20], ["max_ratio=0.25 lets a layer become: 0.w"]),
+    ((40, 40), 0, {"scope": "local", "max_ratio": {"0": 0.25, "*": 0.4}}, [10, 16], ["max_ratio=0.4 lets a layer be"]),
+    ((40, 40), 0, {"scope": "local", "max_ratio": {"*": 0.4, "0": 0.25}}, [16, 16], ["become: 0.weight, 2.weight"]),
+    ((40, 40), 38, {"max_ratio": {"2": 0.5}}, [20, 20], ["max_ratio=0.5 lets a layer become: 2.weight"]),
+    ((40, 40), 38, {"max_ratio": {"0": 0.5}}, [4, 36], ["as narrow as max_ratio=0.9 lets a layer become: 2.weight"]),
 ]  # fmt: skip
 
 

@@ -628,3 +628,13 @@ def test_files_of_other_kinds_say_how_to_read_them(tmp_path: Path) -> None:
         structprune.load(plain, model)
     with pytest.raises(CheckpointError, match=r"looks like one of torch.save: model.load_state_dict\(torch.load\(path"):
         structprune.load(pickled, model)
+
+
+def test_a_file_that_is_called_a_pickle_is_written_with_a_warning(tmp_path: Path) -> None:
+    pruned, path = pruned_one(TinyResNet, IMAGE), tmp_path / "small.pt"
+    with pytest.warns(UserWarning, match=r"load does not read: structprune.load does. Call it small.safet") as said:
+        structprune.save(pruned, path)
+    assert said[0].filename == __file__
+    loaded = structprune.load(path, TinyResNet())
+    assert torch.equal(loaded.eval()(IMAGE), pruned.eval()(IMAGE))
+    structprune.save(pruned, tmp_path / "small.weights")

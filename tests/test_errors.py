@@ -60,6 +60,12 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"scope": "everywhere"}, "scope is 'everywhere'"),
     ({"max_ratio": 0}, r"max_ratio is 0; expected a share in \(0, 1\], the most that any layer may lose"),
     ({"max_ratio": 1.5}, "max_ratio is 1.5; expected a share"),
+    ({"max_ratio": {}}, "max_ratio is an empty dict"),
+    (
+        {"max_ratio": {"stem": 2}},
+        r"max_ratio for 'stem' is 2; expected a share in \(0, 1\], the most that these layers may",
+    ),
+    ({"max_ratio": {"nowhere": 0.5}}, "max_ratio='nowhere' matches no module"),
     ({"max_ratio": None}, "max_ratio is None; expected a share"),
     ({"ratio": None, "macs": 0.3, "max_ratio": 0.2}, "macs=0.3 cannot be reached: .* a larger max_ratio"),
     ({"ignore": ["block9"]}, "ignore='block9' matches no module and no parameter, did you mean 'block"),

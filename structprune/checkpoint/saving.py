@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from structprune.meta.replica import is_sparse_buffer, named_tensors
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import Plan, plan_of
 
+_PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+
 
 @ordinary_tensors()
 def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -30,7 +33,9 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Args:
         pruned: What ``structprune.prune_model`` or ``Plan.apply`` returned, trained further or not.
-        path: The file. One that is there is replaced when the new one is whole.
+        path: The file, best ``*.safetensors``. One that is there is replaced when the new one is whole. An ending
+            that stands for a pickle (``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.pkl``) is taken as it is, with a
+            warning: the file is safetensors all the same, which ``torch.load`` does not read.
 
     Raises:
         PlanError: The model carries no plan: it was not pruned by structprune.
@@ -44,6 +49,13 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     check_model(pruned)
     plan, target = plan_of(pruned), Path(path)
+    if target.suffix in _PICKLED:
+        warnings.warn(
+            f"{target} will be a safetensors file in spite of its ending, which torch.load does not read: "
+            f"structprune.load does. Call it {target.with_suffix('.safetensors').name}, or store the whole model with "
+            "torch.save(model, path).",
+            stacklevel=3,  # over the decorator
+        )
     if target.exists() and not target.is_file():
         raise CheckpointError(f"{target} is there and is no file: give the name of a file.")
     tensors = named_tensors(pruned)

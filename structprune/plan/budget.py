@@ -47,11 +47,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class _Bundle:
-    """Strata that lose the same share: what may be left of them, and the ratio that is asked for."""
+    """Strata that lose the same share: what may be left, the ratio that is asked for, and the most that may go."""
 
     strata: list[Stratum]
     widths: Widths
     ratio: float
+    most: float | None
 
     @property
     def channels(self) -> int:
@@ -86,7 +87,7 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Select
                     selection.skipped.setdefault(group.index, why)
                 continue
             emptied = _floored(bundle.ratio, len(stratum)) > len(stratum) - left
-            if settings.max_ratio is None and emptied and left * part.slices <= _floor(settings.round_to):
+            if bundle.most is None and emptied and left * part.slices <= _floor(settings.round_to):
                 selection.notes.append(f"{group.name}: the ratio would empty it, it keeps its last channels")
             # Equal scores keep the lower index: a stable sort by falling score.
             weakest = stratum[np.argsort(-scores[stratum], kind="stable")[left:]]
@@ -105,7 +106,9 @@ def _bundle(graph: DependencyGraph, strata: list[Stratum], settings: Settings) -
     """What may be left of strata, of all the same share: at least one, a multiple where asked."""
     # The smallest share of all that leaves whole channels everywhere is one of this many.
     shares = math.gcd(*(len(s.channels) for s in strata))
-    least = max(1, shares - _floored(settings.most, shares))
+    # Tied layers lose the least that any of them may.
+    most = min((m for s in strata if (m := settings.most_of(s.group)) is not None), default=None)
+    least = 1 if most is None else max(1, shares - _floored(most, shares))
     unit = 1
     for stratum in strata:
         if graph.plural[stratum.channels].any():
@@ -113,8 +116,8 @@ def _bundle(graph: DependencyGraph, strata: list[Stratum], settings: Settings) -
         own = _unit(len(stratum.channels), stratum.slices, settings.round_to)
         unit = math.lcm(unit, own // math.gcd(own, len(stratum.channels) // shares))
     widths = Widths(shares, sum(len(s.channels) for s in strata) // shares, unit, least)
-    # Tied layers lose the least that any of them is asked for.
-    return _Bundle(strata, widths, min(settings.ratio_of(s.group) for s in strata))
+    # And the least that any of them is asked for.
+    return _Bundle(strata, widths, min(settings.ratio_of(s.group) for s in strata), most)
 
 
 def _lefts(bundles: list[_Bundle], settings: Settings, scores: Scores) -> list[int]:
@@ -139,18 +142,16 @@ def _by_ratio(bundles: list[_Bundle]) -> dict[float, list[int]]:
 
 
 def _at_limit(bundles: list[_Bundle], lefts: list[int], settings: Settings) -> Iterator[str]:
-    """Which layers lose less than they would, for a limit that holds for all of them."""
-    if settings.max_ratio is None:
-        return
-    names = [
-        bundle.strata[0].group.name
-        for bundle, left in zip(bundles, lefts, strict=True)
-        if left == bundle.widths.lowest < bundle.widths.shares
-        and (settings.scope == "global" or _floored(bundle.ratio, bundle.widths.shares) > bundle.widths.shares - left)
-    ]
-    if names:
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        yield f"as narrow as max_ratio={settings.max_ratio:g} lets a layer become: {shown}"
+    """Which layers lose less than they would, for the most that they may."""
+    names: dict[float, list[str]] = {}
+    for bundle, left in zip(bundles, lefts, strict=True):
+        shares = bundle.widths.shares
+        wanted = settings.scope == "global" or _floored(bundle.ratio, shares) > shares - left
+        if bundle.most is not None and left == bundle.widths.lowest < shares and wanted:
+            names.setdefault(bundle.most, []).append(bundle.strata[0].group.name)
+    for most, layers in names.items():
+        shown = ", ".join(layers[:5]) + (f" and {len(layers) - 5} more" if len(layers) > 5 else "")
+        yield f"as narrow as max_ratio={most:g} lets a layer become: {shown}"
 
 
 def _shortfalls(bundles: list[_Bundle], lefts: list[int], settings: Settings) -> Iterator[str]:
@@ -164,9 +165,11 @@ def _shortfalls(bundles: list[_Bundle], lefts: list[int], settings: Settings) ->
         if gone < asked:
             spent = all(lefts[i] == bundles[i].widths.lowest for i in of)
             why = "no layer may lose more" if spent else "the widths that are allowed come no nearer"
+            limits = sorted({1.0 if (most := bundles[i].most) is None else most for i in of})
+            limit = " and ".join(f"{most:g}" for most in limits)
             yield (
                 f"the ratio {ratio:g} asks for {asked:,} of {there:,} channels, and {gone:,} go ({gone / there:.1%}): "
-                f"{why} (max_ratio={settings.most:g}, round_to={settings.round_to!r}, widths that are tied)"
+                f"{why} (max_ratio={limit}, round_to={settings.round_to!r}, widths that are tied)"
             )
 
 

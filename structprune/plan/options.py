@@ -72,9 +72,9 @@ class PruningOptions(TypedDict, total=False):
             function of a ``Group`` that returns a score for each of its ``channels``.
         scope: ``"local"`` (default): the ratio holds in every layer. ``"global"``: it holds for all layers
             together, and those whose channels matter less, beside the mean of their layer, lose more.
-        max_ratio: The largest share of its channels that any layer may lose, in (0, 1]: layers keep at least one
-            channel in any case (default: 0.9 with ``scope="global"``, where others give what a layer at this limit
-            cannot; else none).
+        max_ratio: The largest share of its channels that any layer may lose, in (0, 1], or a dict from pattern to
+            share, of which a layer takes the first that matches: layers keep at least one channel in any case (default:
+            0.9 with ``scope="global"``, where others give what a layer at this limit cannot; else none).
         uniform: Whether layers that repeat, such as the MLPs of a transformer's blocks, keep one width, as
             a configuration needs that holds one number for all (default: False).
         compensate: ``True``: add what the removed channels gave on average to the biases and running means of the
@@ -96,7 +96,7 @@ class PruningOptions(TypedDict, total=False):
     measure: LatencyOptions
     importance: Importance
     scope: Literal["local", "global"]
-    max_ratio: float
+    max_ratio: float | Mapping[Any, float]
     uniform: bool
     compensate: bool | Iterable[Any]
     round_to: int | Literal["auto"]
@@ -120,7 +120,7 @@ class Settings:
     """Checked options.
 
     Attributes:
-        max_ratio: The largest share that a layer may lose; ``None``: all but its last channel.
+        max_ratio: The largest share that a layer may lose, for all or by pattern; ``None``: all but its last channel.
         target: What ``ratio`` is searched for, if anything.
         finer: From the group of this index on, a smaller ratio: to come nearer to a target than one ratio
             for all can, where many layers shrink at the same ratio.
@@ -131,7 +131,7 @@ class Settings:
     granularity: str = "filter"
     importance: Importance = "l2"
     scope: str = "local"
-    max_ratio: float | None = None
+    max_ratio: float | Mapping[str, float] | None = None
     uniform: bool = False
     round_to: int | str = "auto"
     ignore: tuple[str, ...] = ()
@@ -142,10 +142,12 @@ class Settings:
     finer: tuple[int, float] | None = None
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    @property
-    def most(self) -> float:
-        """The largest share that a layer may lose, as a number."""
-        return 1.0 if self.max_ratio is None else self.max_ratio
+    def most_of(self, group: Group) -> float | None:
+        """The largest share that a group may lose, that of the layer which may lose least; ``None``: no limit."""
+        if not isinstance(self.max_ratio, Mapping):
+            return self.max_ratio
+        limits = [next((m for p, m in self.max_ratio.items() if matches(p, q.name)), None) for q in group.producers]
+        return min((limit for limit in limits if limit is not None), default=_MOST.get(self.scope))
 
     def ratio_of(self, group: Group) -> float:
         """The share to remove of a group: that of the first pattern that matches."""
@@ -185,7 +187,7 @@ def read_settings(ratio: Any, granularity: Any, model: nn.Module, options: Mappi
         granularity=_one_of("granularity", granularity, _GRANULARITIES),
         importance=_read_importance(options.get("importance", "l2")),
         scope=scope,
-        max_ratio=_read_max_ratio(options["max_ratio"]) if "max_ratio" in options else _MOST.get(scope),
+        max_ratio=_read_max_ratio(options["max_ratio"], names) if "max_ratio" in options else _MOST.get(scope),
         uniform=bool(options.get("uniform", False)),
         round_to=_read_round_to(options.get("round_to", "auto")),
         ignore=tuple(names.listed("ignore", options.get("ignore", ()))),
@@ -292,10 +294,22 @@ def _share(ratio: Any, where: str) -> float:
     return value
 
 
-def _read_max_ratio(most: Any) -> float:
+def _read_max_ratio(most: Any, names: Names) -> float | dict[str, float]:
+    if not isinstance(most, Mapping):
+        return _limit(most, "", "any layer")
+    if not most:
+        raise OptionError("max_ratio is an empty dict: give a share for at least one module pattern.")
+    limits: dict[str, float] = {}
+    for key, share in most.items():
+        for pattern in names.patterns("max_ratio", key):
+            limits.setdefault(pattern, _limit(share, f" for {pattern!r}", "these layers"))
+    return limits
+
+
+def _limit(most: Any, where: str, what: str) -> float:
     if isinstance(most, bool) or not isinstance(most, Real) or not 0 < float(most) <= 1:
         raise OptionError(
-            f"max_ratio is {described(most)}; expected a share in (0, 1], the most that any layer may lose."
+            f"max_ratio{where} is {described(most)}; expected a share in (0, 1], the most that {what} may lose."
         )
     return float(most)
 

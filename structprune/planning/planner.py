@@ -101,7 +101,8 @@ class Planner:
 def _idle(settings: Settings, graph: DependencyGraph) -> list[str]:
     """Patterns that name no layer that produces channels, such as a batch norm's."""
     producers = [producer.name for group in graph.groups for producer in group.producers]
-    patterns = [*settings.ignore, *(settings.ratio if isinstance(settings.ratio, Mapping) else ())]
+    by_pattern = [given for given in (settings.ratio, settings.max_ratio) if isinstance(given, Mapping)]
+    patterns = dict.fromkeys([*settings.ignore, *(pattern for given in by_pattern for pattern in given)])
     idle = [pattern for pattern in patterns if not any(matches(pattern, name) for name in producers)]
     return [f"{pattern!r} names no layer that produces channels, and changes nothing" for pattern in idle]
 
@@ -156,7 +157,8 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
 def _plain(settings: Settings) -> dict[str, Any]:
     """The settings as JSON has them."""
     plain = {f.name: getattr(settings, f.name) for f in fields(settings)}
-    plain["ratio"] = dict(settings.ratio) if isinstance(settings.ratio, Mapping) else settings.ratio
+    for name in ("ratio", "max_ratio"):
+        plain[name] = dict(plain[name]) if isinstance(plain[name], Mapping) else plain[name]
     plain["importance"] = name_of(settings.importance)
     plain["compensate"] = settings.compensate if isinstance(settings.compensate, bool) else "batches"
     plain["target"] = settings.target.asked if settings.target else None

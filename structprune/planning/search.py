@@ -197,6 +197,6 @@ def _ways_on(settings: Settings) -> str:
         *(["keep_representation=False"] if settings.keep_representation else []),
         *(["round_to=1"] if settings.round_to != 1 else []),
         *(["fewer patterns in ignore"] if settings.ignore else []),
-        *(["a larger max_ratio"] if settings.most < 1 else []),
+        *(["a larger max_ratio"] if settings.max_ratio not in (None, 1) else []),
     ]
     return f"Options that allow more: {', '.join(ways)}." if ways else "No option allows more."

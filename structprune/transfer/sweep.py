@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +52,9 @@ class Job:
     def name(self) -> str:
         """A file name: readable, and with a digest of all that identifies the run."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
-        return f"{self.task}-{self.granularity}-{self.ratio:g}-{self.seed}-{digest}".replace("/", "_")
+        # A task is called what its user likes, and every file system allows other characters.
+        task = re.sub(r"[^\w.-]", "_", self.task)[:80]
+        return f"{task}-{self.granularity}-{self.ratio:g}-{self.seed}-{digest}"
 
 
 def sweep(
