@@ -122,7 +122,7 @@ def _runs(
     dense: nn.Module, pruned: nn.Module, plan: Plan, calls: Invocations, gain: float, *, training: bool = False
 ) -> Runs:
     return compared(
-        _randomised(dense, gain), lambda model: cut_alike(pruned, model, plan), plan, calls, training=training
+        lambda: _randomised(dense, gain), lambda model: cut_alike(pruned, model, plan), plan, calls, training=training
     )
 
 

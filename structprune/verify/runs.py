@@ -63,7 +63,7 @@ class Runs(NamedTuple):
 
 
 def compared(
-    model: nn.Module,
+    dense: Callable[[], nn.Module],
     cut_of: Callable[[nn.Module], nn.Module],
     plan: Plan,
     calls: Invocations,
@@ -76,7 +76,8 @@ def compared(
     """Run a network as it is and masked, then a cut one.
 
     Args:
-        model: The dense network, in float64 if it ``widens``. It is not changed.
+        dense: Makes the dense network, in float64 if it ``widens``; it is not changed. A network that is handed over
+            would stay alive to the end: before Python 3.11 whoever calls holds the arguments.
         cut_of: Makes the cut network of it; called once the dense one has run.
         plan: What was cut.
         calls: What to call both with.
@@ -90,6 +91,7 @@ def compared(
         DiffersError: The cut network does something else.
         CannotCompareError: The dense network does not run so, or an operator cannot be compared.
     """
+    model = dense()
     space = SliceSpace()
     coupling, labels = Coupling(space), labels_of(model, space)
     run = run_in_double if widens else _as_it_is

@@ -233,7 +233,7 @@ def _check_closely(
         raise DiffersError(f"in float64 the outputs differ by {apart:.1e} of their scale")
     if not (observed.mixed or observed.decides or draws):
         # The first run does not know what constants shrink with; this one does. Some networks lose more digits.
-        single = compared(dense, lambda _: pruned, plan, calls, widens=False, draws_anew=True).masked
+        single = compared(lambda: dense, lambda _: pruned, plan, calls, widens=False, draws_anew=True).masked
         error = relative_difference(single, slow)
         if not error <= max(gross, _LOST * relative_difference(double.masked, single)):
             moved = _plain_outputs(pruned, [call.mapped(_moved) for call in calls], decomposed=True)
@@ -252,10 +252,14 @@ def _in_double(
     draws_anew: bool = False,
 ) -> Runs:
     """Both in float64, where operators that mix channels have a surrogate in both."""
-    double = duplicate(dense, lambda _name, tensor: like_parameter(tensor, doubled(tensor)), doubled)
     calls = [call.mapped(doubled) for call in calls]
     return compared(
-        double, lambda model: cut_alike(pruned, model, plan), plan, calls, locates=locates, draws_anew=draws_anew
+        lambda: duplicate(dense, lambda _name, tensor: like_parameter(tensor, doubled(tensor)), doubled),
+        lambda model: cut_alike(pruned, model, plan),
+        plan,
+        calls,
+        locates=locates,
+        draws_anew=draws_anew,
     )
 
 
