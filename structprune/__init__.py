@@ -7,6 +7,7 @@ from structprune.api import plan_pruning, plan_removal, prune_model, trace
 from structprune.checkpoint.loading import load
 from structprune.checkpoint.saving import save
 from structprune.checkpoint.shards import prune_checkpoint
+from structprune.compensate.recalibration import recalibrate
 from structprune.errors import (
     CheckpointError,
     InputError,
@@ -19,17 +20,16 @@ from structprune.errors import (
     UntracedParameterError,
     VerificationError,
 )
-from structprune.graph.groups import DependencyGraph, Group
 from structprune.hub.fit import ConfigChange, fit_config
 from structprune.measure.comparison import Comparison, Measured, compare
 from structprune.measure.flops import FlopCount, ModuleCost, count_flops
 from structprune.measure.latency import Latency, measure_latency
 from structprune.measure.profile import Stage
 from structprune.measure.runner import LatencyOptions
-from structprune.plan.options import PruningOptions
 from structprune.plan.plan import Plan, plan_of
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
-from structprune.recalibration import recalibrate
+from structprune.select.options import PruningOptions
+from structprune.tracing.groups import DependencyGraph, Group
 from structprune.verify.proof import Proof, prove
 
 if TYPE_CHECKING:

@@ -11,21 +11,21 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from structprune.graph.checks import check_model
-from structprune.graph.groups import DependencyGraph
-from structprune.graph.session import Session
-from structprune.graph.slices import Mask
+from structprune.apply.optimizer_state import check_optimizer
+from structprune.ir.slices import Mask
 from structprune.meta.forward import collection_paused
 from structprune.meta.replica import Model, held_tensors
 from structprune.meta.surroundings import ordinary_tensors
-from structprune.plan.budget import select
-from structprune.plan.options import Granularity, PruningOptions, Ratio, Settings, read_settings
 from structprune.plan.plan import Plan
+from structprune.plan.planner import Planner
+from structprune.plan.removal import read_channels, removal
 from structprune.planning import make_plan
-from structprune.planning.planner import Planner
-from structprune.planning.removal import read_channels, removal
 from structprune.resolve.resolution import resolve
-from structprune.surgery.optimizer_state import check_optimizer
+from structprune.select.budget import select
+from structprune.select.options import Granularity, PruningOptions, Ratio, Settings, read_settings
+from structprune.tracing.checks import check_model
+from structprune.tracing.groups import DependencyGraph
+from structprune.tracing.session import Session
 from structprune.verify.verification import Verify, read_verify
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import structprune
 from structprune import OptionError
-from structprune.plan.allotment import Widths, allotted
+from structprune.select.allotment import Widths, allotted
 from tests.support import timing
 from tests.support.attention import INPUTS, TOKENS, Net, Separate
 from tests.support.small import IMAGE, TinyResNet, chain

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import structprune
-from structprune.graph.rules.movement import dimension_blocks
-from structprune.graph.slices import Coupling, SliceSpace
+from structprune.ir.slices import Coupling, SliceSpace
+from structprune.ops.movement import dimension_blocks
 from tests.support.small import IMAGE, chain
 
 X8 = torch.zeros(2, 8)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import structprune
-from structprune.graph.operators import operator
-from structprune.meta.shapes import grouped_product
-from structprune.resolve.masking import run_in_double
+from structprune.ops.registry import operator
+from structprune.ops.shapes import grouped_product
+from structprune.verify.masking import run_in_double
 
 pytestmark = pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="PyTorch 2.6 does not have the operator")
 R = torch.randn

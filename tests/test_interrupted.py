@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import structprune
-from structprune.surgery import slicing
+from structprune.apply import slicing
 
 
 class Net(nn.Module):

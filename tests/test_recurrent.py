@@ -14,9 +14,9 @@ from torch.nn.utils import rnn as sequences
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import structprune
-from structprune.graph.discovery import Decisions
-from structprune.graph.session import Session
-from structprune.meta.recurrent import unfused
+from structprune.ops.recurrent import unfused
+from structprune.tracing.discovery import Decisions
+from structprune.tracing.session import Session
 from tests.support import oracle
 
 Tensor = torch.Tensor

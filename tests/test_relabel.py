@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import structprune
-from structprune.graph import session as sessions
-from structprune.graph.discovery import Decisions, Discovery
-from structprune.graph.groups import DependencyGraph
-from structprune.graph.record import Node, Record
-from structprune.graph.session import Session
-from structprune.graph.slices import Ids, Labels
+from structprune.ir.record import Node, Record
+from structprune.ir.slices import Ids, Labels
 from structprune.resolve.ranking import ambiguous_readings
+from structprune.tracing import session as sessions
+from structprune.tracing.discovery import Decisions, Discovery
+from structprune.tracing.groups import DependencyGraph
+from structprune.tracing.session import Session
 from tests.support.attention import INPUTS, TOKENS, HeldWidth, Net
 from tests.support.random_networks import Apply, Residual, shuffle_channels
 

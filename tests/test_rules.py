@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from structprune.graph import operators
-from structprune.graph.call import Call
-from structprune.graph.operators import Result, Rule, registered, rule
-from structprune.graph.slices import Ids, Labels
+from structprune.ir.slices import Ids, Labels
+from structprune.ops import registry
+from structprune.ops.call import Call
+from structprune.ops.registry import Result, Rule, registered, rule
 from tests.support.contract import Case, check_case
 from tests.support.rule_cases import CASES, LATER, OTHER_DEVICES
 
@@ -118,8 +118,8 @@ def test_mutated_rules_are_caught(kind: str, monkeypatch: pytest.MonkeyPatch) ->
                 continue
             mutation = _Mutation(function, kind)
             with monkeypatch.context() as patch:
-                patch.setitem(operators._RULES, name, mutation)
-                patch.setattr(operators, "_KNOWN", {})
+                patch.setitem(registry._RULES, name, mutation)
+                patch.setattr(registry, "_KNOWN", {})
                 caught = any(_breaks(case, mutation) for case in CASES if name in ran[case.name])
             tried += mutation.effects > 0
             if mutation.effects and not caught:

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 import structprune
 from structprune import NothingToPruneError
-from structprune.graph.discovery import Decisions
-from structprune.graph.session import Session
+from structprune.tracing.discovery import Decisions
+from structprune.tracing.session import Session
 from tests.support import oracle, vision
 from tests.support.attention import INPUTS, STREAM, TOKENS, Fused, Net, Separate
 from tests.zoo.by_value import by_value

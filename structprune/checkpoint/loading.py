@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from structprune.apply.selection import sliced
+from structprune.apply.slicing import filled_copy
 from structprune.checkpoint.contents import (
     EXTRA_STATE,
     KEYS,
@@ -23,12 +25,10 @@ from structprune.checkpoint.contents import (
 from structprune.checkpoint.names import Names, check_shapes, own_states, same_kind
 from structprune.checkpoint.reading import TensorFiles
 from structprune.errors import CheckpointError, PlanError
-from structprune.graph.checks import check_model
 from structprune.meta.replica import Model, is_kept_by_device, walk
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import CARRIED, Plan
-from structprune.surgery.selection import sliced
-from structprune.surgery.slicing import filled_copy
+from structprune.tracing.checks import check_model
 
 
 @ordinary_tensors()

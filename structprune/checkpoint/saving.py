@@ -16,10 +16,10 @@ from structprune.checkpoint.contents import EXTRA_STATE, LAYOUTS, PLAN, dim_orde
 from structprune.checkpoint.names import check_shapes, own_states
 from structprune.checkpoint.writing import DTYPES, Entry, in_place_of, write_tensors
 from structprune.errors import CheckpointError
-from structprune.graph.checks import check_model
 from structprune.meta.replica import is_sparse_buffer, named_tensors
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import Plan, plan_of
+from structprune.tracing.checks import check_model
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 

@@ -12,17 +12,17 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from structprune.apply.slicing import cut_values
 from structprune.checkpoint.contents import KEYS, PLAN, packed_plan
 from structprune.checkpoint.names import Names, check_shapes, own_states, same_kind
 from structprune.checkpoint.reading import TensorFiles
 from structprune.checkpoint.writing import Entry, in_place_of, write_tensors
 from structprune.errors import CheckpointError
-from structprune.graph.checks import check_model
 from structprune.meta.replica import held_tensors
-from structprune.plan.options import Granularity, PruningOptions, Ratio, read_settings
 from structprune.plan.plan import Plan
 from structprune.planning import make_plan
-from structprune.surgery.slicing import cut_values
+from structprune.select.options import Granularity, PruningOptions, Ratio, read_settings
+from structprune.tracing.checks import check_model
 
 
 def prune_checkpoint(

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from structprune.errors import ModelError
-from structprune.graph.checks import check_model
-from structprune.graph.outputs import output_tensors
-from structprune.graph.session import Session
 from structprune.hub.fields import Values, assign, changed, fields, is_config, spelled
 from structprune.hub.search import Search, Sizes, build_sizes
 from structprune.inputs import Invocations
 from structprune.meta.forward import running
 from structprune.meta.replica import duplicate
 from structprune.plan.plan import Plan, plan_of
+from structprune.tracing.checks import check_model
+from structprune.tracing.outputs import output_tensors
+from structprune.tracing.session import Session
 
 # Both networks run the same operators on the same numbers; a scale of another size shows by far more.
 _TOLERANCE, _TOLERANCE_OF_HALVES = 1e-5, 2e-2

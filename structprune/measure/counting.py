@@ -21,11 +21,11 @@ from structprune.compat import (
     tree_leaves,
 )
 from structprune.errors import InputError
-from structprune.meta.formulas import nbytes, operator_flops, written_bytes
+from structprune.ir.schema import signature, tensors_of
 from structprune.meta.forward import module_paths, unseen
 from structprune.meta.replica import walk
 from structprune.meta.run import run_on_meta
-from structprune.meta.signature import signature, tensors_of
+from structprune.ops.flops import nbytes, operator_flops, written_bytes
 
 _PATH = "structprune module"
 

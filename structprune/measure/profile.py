@@ -13,9 +13,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from structprune.compat import TorchDispatchMode
+from structprune.ir.schema import signature
 from structprune.measure.flops import FlopCount, ModuleCost
 from structprune.measure.runner import Runner
-from structprune.meta.signature import signature
 
 _ROUNDS = 5
 _MOST_STAGES = 12

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from structprune.meta.shapes import IN_PLACE_SHAPERS, SHAPERS
-from structprune.meta.signature import Signature, tensors_among
+from structprune.ir.schema import Signature, tensors_among
+from structprune.ops.shapes import IN_PLACE_SHAPERS, SHAPERS
 
 _FACTORIES = frozenset(
     f"aten::{name}"

@@ -9,12 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from structprune.compat import HigherOrderOperator, tree_leaves, tree_map_only
-
-# The operator that a run sees where a tensor's memory is handed to what is no operator: NumPy, a kernel in C or Triton.
-LEAVES = "structprune::leaves"
-_LIBRARY = torch.library.Library("structprune", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define("leaves(Tensor x, str how) -> ()")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("leaves", lambda x, how: None, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+from structprune.ops.boundary import hand_over
 
 
 def _getter(name: str) -> Any:
@@ -86,7 +81,7 @@ class Watch(TorchFunctionMode):
             if func is torch.Tensor.data_ptr and args[0].is_meta:
                 # It would be 0, and a kernel that reads from there would end the process.
                 raise NotImplementedError("data_ptr() of a tensor on the meta device, which has no values")
-            torch.ops.structprune.leaves(args[0], _LEAVING[func])
+            hand_over(args[0], _LEAVING[func])
         elif func in _MADE_OF_NUMBERS:
             if _is_meta(kwargs.get("device")):
                 self.noticed, kwargs = True, {**kwargs, "device": "cpu"}

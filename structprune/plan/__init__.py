@@ -1,1 +1,1 @@
-"""Which channels go: importance, budget, and the plan that says so."""
+"""The plan: what was decided, how it is made, and the search for targets."""

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from structprune.apply.cut import AttributeChange, Vector
 from structprune.errors import PlanError
-from structprune.surgery.cut import AttributeChange, Vector
 
 Kept = Mapping[str, Mapping[int, tuple[int, ...]]]
 Vectors = Mapping[str, tuple[float, ...]]

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from structprune.apply.attributes import holds_size, read_held
+from structprune.apply.cut import AttributeChange, Cut, Vector
+from structprune.apply.optimizer_state import check_optimizer
+from structprune.apply.slicing import cut_copy, cut_in_place, module_at
 from structprune.errors import PlanError
-from structprune.graph.checks import check_model
 from structprune.meta.forward import collection_paused
 from structprune.meta.replica import Model, held_tensors, named_tensors, walk
 from structprune.meta.surroundings import ordinary_tensors
@@ -19,10 +22,7 @@ from structprune.plan import schema
 from structprune.plan.composition import Cuts, composed, remainder
 from structprune.plan.printing import in_full, in_one_line
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
-from structprune.surgery.attributes import holds_size, read_held
-from structprune.surgery.cut import AttributeChange, Cut, Vector
-from structprune.surgery.optimizer_state import check_optimizer
-from structprune.surgery.slicing import cut_copy, cut_in_place, module_at
+from structprune.tracing.checks import check_model
 
 # A pruned model carries its plan as text, so that a pickle of it does not need structprune.
 CARRIED = "_structprune_plan"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import structprune
-from structprune.plan.options import Granularity
+from structprune.select.options import Granularity
 
 
 def main() -> None:

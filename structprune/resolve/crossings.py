@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 
 from structprune.compat import tree_map_only
-from structprune.graph.record import Asked, Node
-from structprune.meta.signature import tensors_of
+from structprune.ir.record import Asked, Node
+from structprune.ir.schema import tensors_of
 
 # In the shape of a tensor; 0 is no mark. ``None``: no marks at all.
 Marks = torch.Tensor | None

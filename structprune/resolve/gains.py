@@ -18,8 +18,9 @@ from heapq import heappop, heappush
 import numpy as np
 import torch
 
-from structprune.graph.record import Node, Record
-from structprune.meta.signature import memory_of, tensors_of
+from structprune.apply.cut import Vector
+from structprune.ir.record import Node, Record
+from structprune.ir.schema import memory_of, tensors_of
 from structprune.resolve.crossings import (
     CROSSINGS,
     MOVES,
@@ -33,7 +34,6 @@ from structprune.resolve.crossings import (
     uniform,
 )
 from structprune.resolve.replay import Mismatch
-from structprune.surgery.cut import Vector
 
 Gains = dict[str, Vector]
 _PARAMETER = "parameter::"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from structprune.graph.discovery import Decisions, reading_key
-from structprune.graph.groups import DependencyGraph
-from structprune.graph.rules.movement import FROZEN
-from structprune.graph.session import Session
-from structprune.graph.slices import Mask
-from structprune.surgery.cut import elements_left
+from structprune.apply.cut import elements_left
+from structprune.ir.slices import Mask
+from structprune.ops.movement import FROZEN
+from structprune.tracing.discovery import Decisions, reading_key
+from structprune.tracing.groups import DependencyGraph
+from structprune.tracing.session import Session
 
 # The share of the most that any reading removes at which whole heads are preferred.
 _MUCH = 0.25

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.graph.discovery import Discovery
-from structprune.graph.groups import DependencyGraph
-from structprune.graph.record import Node, Place, Record, Tie
-from structprune.graph.session import Session, labels_of
-from structprune.graph.slices import Coupling, Mask, SliceSpace
+from structprune.apply.attributes import read_held
+from structprune.apply.cut import AttributeChange
+from structprune.ir.record import Node, Place, Record, Tie
+from structprune.ir.slices import Coupling, Mask, SliceSpace
 from structprune.meta.replica import duplicate, walk
 from structprune.meta.run import run_on_meta
 from structprune.resolve.provenance import Arrivals, Holder, hold_sizes
 from structprune.resolve.replay import Mismatch
-from structprune.surgery.attributes import read_held
-from structprune.surgery.cut import AttributeChange
+from structprune.tracing.discovery import Discovery
+from structprune.tracing.groups import DependencyGraph
+from structprune.tracing.session import Session, labels_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from structprune.compat import StorageWeakRef
-from structprune.graph.call import Effect
-from structprune.graph.operators import Operator
-from structprune.graph.record import BENIGN, Node, Output, Record
-from structprune.graph.slices import Ids, Labels, Mask, SliceSpace
-from structprune.meta.signature import tensors_of
-from structprune.meta.watch import LEAVES
+from structprune.ir.record import BENIGN, Node, Output, Record
+from structprune.ir.schema import tensors_of
+from structprune.ir.slices import Ids, Labels, Mask, SliceSpace
+from structprune.ops.boundary import LEAVES
+from structprune.ops.call import Effect
+from structprune.ops.registry import Operator
 
 T = TypeVar("T")
 Runner = Callable[[Node, Operator, Sequence[Any], dict[str, Any]], Any]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from structprune.apply.attributes import layer_changes, layer_ties
+from structprune.apply.cut import Cut, kept_indices
 from structprune.errors import StructPruneError
-from structprune.graph.discovery import Decisions
-from structprune.graph.groups import DependencyGraph
-from structprune.graph.session import Session
-from structprune.graph.slices import Mask
+from structprune.ir.slices import Mask
 from structprune.resolve.ranking import Chooser, Excess, rank_readings
 from structprune.resolve.repairs import Repair, Repairs, repaired
 from structprune.resolve.revision import another_reading, left_alone, revised
 from structprune.resolve.trial import Trial, run_trial
-from structprune.surgery.attributes import layer_changes, layer_ties
-from structprune.surgery.cut import Cut, kept_indices
+from structprune.tracing.discovery import Decisions
+from structprune.tracing.groups import DependencyGraph
+from structprune.tracing.session import Session
 
 _MOST_TRIALS = 200
 

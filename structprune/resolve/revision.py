@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from structprune.graph.discovery import Decisions, reading_key
-from structprune.graph.groups import DependencyGraph
-from structprune.graph.record import Choice, Node, Place, Record
-from structprune.graph.rules.movement import FROZEN
-from structprune.graph.session import Session
-from structprune.graph.slices import Ids, Mask
+from structprune.ir.record import Choice, Node, Place, Record
+from structprune.ir.slices import Ids, Mask
+from structprune.ops.movement import FROZEN
 from structprune.resolve.repairs import Repairs, Twins
 from structprune.resolve.replay import Mismatch
+from structprune.tracing.discovery import Decisions, reading_key
+from structprune.tracing.groups import DependencyGraph
+from structprune.tracing.session import Session
 
 _FROZEN_ONE_BY_ONE = 2
 

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from structprune.graph.groups import DependencyGraph
-from structprune.graph.operators import Operator
-from structprune.graph.record import Node, Record
-from structprune.graph.session import Session
-from structprune.graph.slices import Labels, Mask
+from structprune.apply.cut import Cut
+from structprune.apply.slicing import cut_copy
+from structprune.ir.record import Node, Record
+from structprune.ir.slices import Labels, Mask
 from structprune.meta.run import run_on_meta
+from structprune.ops.registry import Operator
 from structprune.resolve.gains import Gains, absorbed, alike
 from structprune.resolve.provenance import SHAPING
 from structprune.resolve.replay import DivergenceError, Mismatch, Replay
-from structprune.surgery.cut import Cut
-from structprune.surgery.slicing import cut_copy
+from structprune.tracing.groups import DependencyGraph
+from structprune.tracing.session import Session
 
 
 @dataclass(frozen=True)

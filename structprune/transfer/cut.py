@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from structprune.api import prune_model
-from structprune.plan.options import PruningOptions
+from structprune.select.options import PruningOptions
 
 
 class Cut(NamedTuple):

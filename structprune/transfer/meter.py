@@ -10,8 +10,8 @@ from torch import nn
 
 from structprune.compat import TorchDispatchMode, tree_leaves
 from structprune.inputs import read_inputs
+from structprune.ir.schema import tensors_of
 from structprune.measure.flops import count_flops
-from structprune.meta.signature import tensors_of
 
 # FLOPs for an element that an operator of an optimizer writes, where it is not one.
 _PER_ELEMENT = {"addcmul": 3, "addcdiv": 3, "lerp": 3, "fused_sgd": 6, "fused_adam": 15, "fused_adamw": 15}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from structprune.compat import BatchNorm, tree_leaves, tree_map_only
 from structprune.errors import ModelError, OptionError
-from structprune.plan.options import PruningOptions
+from structprune.select.options import PruningOptions
 from structprune.transfer.batches import Batch, outputs_of
 from structprune.transfer.cut import DENSE, Cut, network_of
 from structprune.transfer.meter import ComputeMeter

@@ -26,7 +26,7 @@ from typing_extensions import Unpack
 
 from structprune.checkpoint.writing import in_place_of
 from structprune.errors import OptionError, brief
-from structprune.plan.options import PruningOptions
+from structprune.select.options import PruningOptions
 from structprune.transfer.curve import LearningCurve
 from structprune.transfer.cut import DENSE, Cut, network_of
 from structprune.transfer.finetuning import FinetuneOptions, finetune

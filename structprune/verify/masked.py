@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from structprune.graph.discovery import is_float
-from structprune.graph.operators import Operator
-from structprune.graph.record import Node, Operand
-from structprune.graph.slices import Coupling, Labels, SliceSpace
-from structprune.meta.formulas import is_counted
-from structprune.meta.signature import memory_of, tensors_among, tensors_of
-from structprune.meta.watch import LEAVES
+from structprune.ir.record import Node, Operand
+from structprune.ir.schema import memory_of, tensors_among, tensors_of
+from structprune.ir.slices import Coupling, Labels, SliceSpace
+from structprune.ops.boundary import LEAVES
+from structprune.ops.flops import is_counted
+from structprune.ops.registry import Operator
 from structprune.plan.plan import Plan
-from structprune.plan.planned import Planned
-from structprune.resolve.masking import filled
+from structprune.tracing.discovery import is_float
+from structprune.verify.masking import filled
+from structprune.verify.planned import Planned
 
 # Functions with steps, where the last digit may decide: binary and quantised networks are made of them.
 _STEPS = frozenset(

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from structprune.apply.slicing import cut_values
 from structprune.compat import NormWithStatistics
 from structprune.errors import PlanError
-from structprune.graph.checks import check_model
-from structprune.graph.discovery import is_float
-from structprune.graph.session import Session
 from structprune.inputs import Invocations
 from structprune.meta.given import check_module
 from structprune.meta.replica import duplicate, held_tensors, walk
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import Plan, carried_plan, plan_of
-from structprune.resolve.masking import double_of
-from structprune.surgery.slicing import cut_values
+from structprune.tracing.checks import check_model
+from structprune.tracing.discovery import is_float
+from structprune.tracing.session import Session
+from structprune.verify.masking import double_of
 from structprune.verify.runs import CannotCompareError, DiffersError, Runs, compared, cut_alike, doubled, is_finite
 
 TOLERANCE = 1e-9

@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from structprune.apply.slicing import equal_values
 from structprune.errors import StructPruneError, brief
-from structprune.graph.discovery import is_float
-from structprune.graph.operators import Operator
-from structprune.graph.record import Record
-from structprune.graph.session import follow, labels_of
-from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocations
+from structprune.ir.record import Record
+from structprune.ir.schema import tensors_of
+from structprune.ir.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.meta.replica import duplicate, held_tensors
-from structprune.meta.signature import tensors_of
+from structprune.ops.registry import Operator
 from structprune.plan.plan import Plan
-from structprune.plan.planned import Planned, kept_along
-from structprune.resolve.masking import MaskedRun, UnprovableError, double_of, run_in_double
 from structprune.resolve.replay import DivergenceError, Replay
-from structprune.surgery.slicing import equal_values
+from structprune.tracing.discovery import is_float
+from structprune.tracing.session import follow, labels_of
+from structprune.verify.masking import MaskedRun, UnprovableError, double_of, run_in_double
+from structprune.verify.planned import Planned, kept_along
 
 
 class DiffersError(Exception):

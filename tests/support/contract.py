@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from structprune.graph.discovery import Discovery, is_float
-from structprune.graph.record import Choice, Record
-from structprune.graph.session import follow
-from structprune.graph.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.inputs import Invocation
-from structprune.meta.signature import tensors_of
-from structprune.resolve.masking import MaskedRun, run_in_double
+from structprune.ir.record import Choice, Record
+from structprune.ir.schema import tensors_of
+from structprune.ir.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.resolve.replay import Replay
+from structprune.tracing.discovery import Discovery, is_float
+from structprune.tracing.session import follow
+from structprune.verify.masking import MaskedRun, run_in_double
 
 Function = Callable[..., Any]
 

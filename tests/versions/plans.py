@@ -1,4 +1,4 @@
-"""The plans of torchvision's classification networks, as JSON: the same on every version of PyTorch.
+"""The plans of the zoo's networks, as JSON: the same on every version of PyTorch, and before and after a change.
 
 ``python -m tests.versions.plans --out build/plans/2.13.0`` in one environment and the same in another;
 ``python -m tests.versions.plans --compare build/plans/2.13.0 build/plans/2.6.0`` says where they differ.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -16,34 +17,39 @@ def main() -> int:
     """Write plans, or compare two folders of them; 0 if they are equal."""
     parser = argparse.ArgumentParser(prog="python -m tests.versions.plans", description=__doc__)
     parser.add_argument("--out", type=Path, help="write the plans of all networks here")
+    parser.add_argument("--families", nargs="*", default=["torchvision"], help="of the zoo (default: torchvision)")
     parser.add_argument("--compare", type=Path, nargs=2, help="two folders")
     options = parser.parse_args()
     if options.out:
-        write(options.out)
+        write(options.out, options.families)
     return compared(*options.compare) if options.compare else 0
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, families: Sequence[str]) -> None:
     """A file for every network and granularity; goes on where it was stopped."""
     import torch
 
     import structprune
-    from tests.support import vision
+    from tests.zoo.families import build, networks
 
     warnings.simplefilter("ignore")
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    for name in vision.models():
-        wanted = [g for g in ("filter", "channel") if not (folder / f"{name}-{g}.json").exists()]
-        if not wanted:
+    for network in networks():
+        files = {g: folder / f"{network.key.replace(':', '-')}-{g}.json" for g in ("filter", "channel")}
+        if network.family not in families or all(file.exists() for file in files.values()):
             continue
-        torch.manual_seed(0)
-        model = vision.build(name).eval()
-        side = 299 if name == "inception_v3" else 224
-        for granularity in wanted:
-            plan = structprune.plan_pruning(model, 0.5, granularity, example_inputs=torch.zeros(1, 3, side, side))
-            (folder / f"{name}-{granularity}.json").write_text(plan.to_json())
-        print(name, flush=True)
+        model, call = build(network)
+        for granularity, file in files.items():
+            torch.manual_seed(0)
+            try:
+                plan = structprune.plan_pruning(
+                    model, 0.5, granularity, example_inputs=call.example_inputs, allow_untraced=True
+                )
+                file.write_text(plan.to_json())
+            except structprune.StructPruneError as error:
+                file.write_text(f"{type(error).__name__}: {error}")
+        print(network.key, flush=True)
 
 
 def compared(one: Path, other: Path) -> int:

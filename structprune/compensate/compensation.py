@@ -1,0 +1,217 @@
+"""What removed channels gave goes into the biases and batch norms of the layers that read them.
+
+In a contraction that reads removed channels every output loses ``sum_c w_c x_c`` over them: its mean, and a part of its
+variance. The mean goes into the bias, or off the running mean of the batch norm that follows; the running variance
+shrinks by the share that is lost, so that the batch norm gives again what it gave. Both are known beforehand: from
+batches, or, without data, from the batch norms before, whose outputs in a trained network have the mean ``bias`` and
+the standard deviation ``weight`` in every channel. What activations make of such a Gaussian is averaged over its
+quantiles, the operators themselves computing it; channels are taken as independent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from structprune.apply.cut import Vector
+from structprune.compensate.moments import BATCH_NORMS, QUANTILES, MomentReader, Moments
+from structprune.errors import InputError, ModelError, StructPruneError, brief
+from structprune.inputs import Invocations, read_inputs
+from structprune.ir.record import Node, Record
+from structprune.ir.slices import Coupling, Ids, SliceSpace
+from structprune.plan.plan import Plan
+from structprune.tracing.session import follow, has_values, labels_of
+
+# A variance may come out as nothing, or more than it was, where channels depend on each other.
+_LEAST, _MOST = 0.01, 4.0
+# What may lie between a contraction and the bias that is added to it.
+_PASSING = frozenset(f"aten::{name}" for name in "view _unsafe_view reshape permute transpose t".split())
+_PARAMETER = "parameter::"
+_UNKNOWN = "without a batch norm before them the means are not known; a list of batches would tell"
+_NOWHERE = "there is no bias of their own, or batch norm right after, to add them to"
+
+
+def check_compensable(model: nn.Module) -> None:
+    """Refuse a model whose weights have no values.
+
+    Raises:
+        ModelError: The model is on the meta device.
+    """
+    if not has_values(model):
+        raise ModelError("compensate needs the values of the weights, and the model is on the meta device.")
+
+
+def compensated(plan: Plan, model: nn.Module, examples: Invocations, batches: bool | Sequence[Any]) -> Plan:
+    """Add to a plan what makes up for the removed channels.
+
+    Args:
+        plan: The plan; its cut stays as it is.
+        model: The dense model with its values; it is not changed.
+        examples: Calls that it runs with.
+        batches: What to take the means from; ``True``: from the statistics of batch norms.
+
+    Raises:
+        ModelError: The model is on the meta device.
+        InputError: It does not run with a batch.
+    """
+    check_compensable(model)
+    if isinstance(batches, bool):
+        seen = [_observe(model, examples, plan, 0)]
+        if any(isinstance(place, _Place) for place in seen[0].places.values()):
+            seen += [_observe(model, examples, plan, quantile) for quantile in range(1, QUANTILES)]
+    else:
+        seen = [_observe(model, read_inputs(batch), plan, None) for batch in batches]
+    # A batch may take another way through the network: runs are matched by the vector, which has one reader.
+    found: dict[_Place, list[Moments]] = {}
+    for run in seen:
+        for node, place in run.places.items():
+            if isinstance(place, _Place):
+                found.setdefault(place, []).append(run.moments[node])
+    shifts, scales = {}, {}
+    for place, moments in found.items():
+        mean, square, mean_left, square_left = np.mean(moments, axis=0)
+        if not np.isfinite([mean, square, mean_left, square_left]).all():
+            raise InputError(f"compensate: what {place.vector} is added to is not finite with these batches.")
+        shifts[place.vector] = (mean - mean_left) * (-1 if place.is_mean else 1)
+        if place.variance:
+            scales[place.variance] = _share(square - mean**2, square_left - mean_left**2)
+    return replace(
+        plan,
+        shifts=_by_name(plan, shifts),
+        scales=_by_name(plan, scales),
+        notes=(*plan.notes, *_notes(list(seen[-1].places.values()))),
+    )
+
+
+def _share(before: Vector, after: Vector) -> Vector:
+    """The share of a variance that is left; 1 where there was none."""
+    left = np.divide(after, before, out=np.ones_like(before), where=before > 0)
+    return np.clip(left, _LEAST, _MOST)
+
+
+def _by_name(plan: Plan, found: Mapping[str, Vector]) -> dict[str, tuple[float, ...]]:
+    """The entries that stay."""
+    kept = {name: plan.kept.get(name, {}).get(0) for name in found}
+    return {n: tuple((v if (k := kept[n]) is None else v[list(k)]).tolist()) for n, v in found.items()}
+
+
+def _notes(places: list[_Place | str]) -> Iterator[str]:
+    """How many contractions are made up for, and what stands in the way of the others."""
+    skipped = Counter(place for place in places if isinstance(place, str))
+    count = len(places)
+    yield f"compensate: made up for the removed channels' means in {count - skipped.total()} of {count} contractions"
+    yield from (f"compensate: {reason} ({number} contractions)" for reason, number in skipped.items())
+
+
+class _Place(NamedTuple):
+    """The vector that a mean is added to (or taken off, from a running mean), and the variance that shrinks."""
+
+    vector: str
+    is_mean: bool
+    variance: str
+
+
+class _Seen(NamedTuple):
+    """One run: moments by contraction, and where what is lost can go, or why nowhere."""
+
+    moments: dict[int, Moments]
+    places: dict[int, _Place | str]
+
+
+def _observe(model: nn.Module, calls: Invocations, plan: Plan, quantile: int | None) -> _Seen:
+    space = SliceSpace()
+    coupling, labels = Coupling(space), labels_of(model, space)
+    reader = MomentReader(space, coupling, plan, quantile)
+    try:
+        record = follow(model, calls, reader, labels)
+    except StructPruneError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"compensate: {type(model).__name__} does not run with {', '.join(map(str, calls))}: {brief(error)}"
+        ) from error
+    vectors = _Vectors(space, coupling.roots(), record, reader.statistics)
+    places: dict[int, _Place | str] = {}
+    for index in reader.moments:
+        if quantile is not None and not _behind_batch_norm(record, reader.activations[index]):
+            places[index] = _UNKNOWN
+        else:
+            places[index] = _place(record, index, reader.channels[index], vectors) or _NOWHERE
+    return _Seen(reader.moments, places)
+
+
+def _behind_batch_norm(record: Record, start: int) -> bool:
+    """Whether every way from the inputs to a node leads through a batch norm."""
+    pending, seen = [start], set()
+    while pending:
+        node = record.nodes[pending.pop()]
+        if node.index in seen or node.parametric or node.op in BATCH_NORMS:
+            continue
+        seen.add(node.index)
+        if node.is_leaf:
+            return False
+        pending.extend(node.parents)
+    return True
+
+
+def _place(record: Record, index: int, channels: Ids, vectors: _Vectors) -> _Place | None:
+    """The bias of a contraction, or what is added or taken off next; and the batch norm after, if one follows."""
+    node = record.nodes[index]
+    vector = vectors.added(record, node, channels)
+    while True:
+        readers = [n for n in record.nodes[node.index + 1 :] if node.index in n.parents]
+        if len(readers) != 1:
+            break
+        (node,) = readers
+        if node.op in BATCH_NORMS:
+            if not vectors.are_running(node):
+                return None  # statistics of the batch: it takes the mean off by itself
+            mean, variance = vectors.statistics(record, node, channels)
+            return _Place(vector or mean, not vector, variance) if vector or mean else None
+        if node.op == "aten::add" and not vector and dict(node.settings).get("alpha", 1) == 1:
+            vector = vectors.added(record, node, channels)
+            if not vector:
+                break
+        elif node.op not in _PASSING:
+            break
+    return _Place(vector, False, "") if vector else None
+
+
+class _Vectors:
+    """The parameters and buffers of one dimension that lie along channels."""
+
+    def __init__(
+        self, space: SliceSpace, roots: Ids, record: Record, statistics: Mapping[int, tuple[int, int]]
+    ) -> None:
+        readers = Counter(name for node in record.nodes for name in _read(record, node))
+        # What something else reads as well must stay what it is there.
+        axes = {name: axes for name, axes in space.by_tensor.items() if readers[name] == 1}
+        self._axes = {name: found[0].ids for name, found in axes.items() if len(found) == 1}
+        self._roots = roots
+        self._statistics = statistics
+
+    def added(self, record: Record, node: Node, channels: Ids) -> str:
+        """The bias that an operator adds along these channels."""
+        return next((name for name in _read(record, node) if self._along(name, channels)), "")
+
+    def are_running(self, node: Node) -> bool:
+        """Whether a batch norm normalises by running statistics."""
+        return node.index in self._statistics
+
+    def statistics(self, record: Record, node: Node, channels: Ids) -> tuple[str, str]:
+        """The running mean and variance of a batch norm, if it alone reads them."""
+        mean, variance = (_read(record, node)[position] for position in self._statistics[node.index])
+        return (mean, variance) if self._along(mean, channels) and self._along(variance, channels) else ("", "")
+
+    def _along(self, name: str, channels: Ids) -> bool:
+        ids = self._axes.get(name)
+        return ids is not None and np.array_equal(self._roots[ids], self._roots[channels])
+
+
+def _read(record: Record, node: Node) -> list[str]:
+    return [record.nodes[source].op.removeprefix(_PARAMETER) for source, _ in node.sources]

@@ -1,0 +1,1 @@
+"""A model followed operator by operator: records, and the groups of channels that come out of them."""
