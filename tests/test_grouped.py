@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import structprune
-from structprune.ops.registry import operator
+from structprune.ops import OPERATORS
 from structprune.ops.shapes import grouped_product
 from structprune.verify.masking import run_in_double
 
@@ -81,7 +81,7 @@ def test_its_shape_is_known_where_it_runs(name: str) -> None:
 )
 def test_its_form_in_float64(a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor | None) -> None:
     func = torch.ops.aten._grouped_mm.default
-    exact = run_in_double(operator(func), (a, b, offs), {})
+    exact = run_in_double(OPERATORS.of(func), (a, b, offs), {})
     assert exact.dtype == torch.float64
     torch.testing.assert_close(exact.float(), func(a, b, offs), rtol=1e-4, atol=1e-5)
 

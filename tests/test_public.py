@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 import typing
@@ -113,6 +114,33 @@ def test_private_names_of_pytorch_stand_in_one_module() -> None:
     assert _private_names(ast.parse((PACKAGE / "compat.py").read_text()))
     others = [path for path in PACKAGE.rglob("*.py") if path.name != "compat.py"]
     assert {path.name: names for path in others if (names := _private_names(ast.parse(path.read_text())))} == {}
+
+
+# What is known of an operator stands in ``ops``. Who names one elsewhere speaks of that very operator.
+NAMED = {
+    # A residual stream is a sum; a bias may be added by one.
+    "flow.py": {"aten::add"},
+    "compensation.py": {"aten::add"},
+    # Reading entries by a mask gives as many as the mask has.
+    "record.py": {"aten::index"},
+    # Rows make up for a number only where it multiplies or divides; scores are a product of two activations.
+    "gains.py": {"aten::bmm", "aten::div", "aten::mm", "aten::mul"},
+    # PyTorch makes a tensor of a Python number by it.
+    "tracer.py": {"aten::lift_fresh"},
+    # What was a copy may become a view; what is dropped is drawn by another number for other shapes; ``reshape``
+    # raises before any operator runs.
+    "replay.py": {"aten::clone", "aten::native_dropout", "aten::view"},
+}
+
+
+def test_operators_are_named_in_one_place() -> None:
+    named: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name != "ops":
+            constants = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
+            found = {c for c in constants if isinstance(c, str) and re.fullmatch(r"(aten|prim)::\w+", c)}
+            named |= {path.name: found} if found else {}
+    assert named == NAMED
 
 
 def test_measure_knows_nothing_of_pruning() -> None:

@@ -14,6 +14,7 @@ from torch.nn.utils import rnn as sequences
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import structprune
+from structprune.ops import OPERATORS
 from structprune.ops.recurrent import unfused
 from structprune.tracing.discovery import Decisions
 from structprune.tracing.session import Session
@@ -329,7 +330,7 @@ def test_the_fused_kernel_of_the_cpu_is_what_it_is_said_to_be(bias: bool, revers
     weights += [] if bias else [torch.zeros_like(w) for w in weights]
     state = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
     arguments = (torch.randn(6, 3, 5), *weights, *state, reverse, [], 2, 4, 1, bias, False, False, False)
-    parts = unfused("aten::mkldnn_rnn_layer", arguments, {})
+    parts = unfused(OPERATORS.of(torch.ops.aten.mkldnn_rnn_layer.default), arguments, {})
     assert parts is not None
     expected = torch.ops.aten.mkldnn_rnn_layer(*arguments)
     for got, wanted in zip(parts(*arguments)[:3], expected[:3], strict=True):
@@ -353,7 +354,7 @@ def test_the_fused_layers_of_an_accelerator(kind: Any, mode: int, projected: int
         x, weights, len(weights) // count, None, h, c, mode, 4, projected, layer.num_layers, layer.batch_first, 0.0,
         False, both, [], None,
     )  # fmt: skip
-    parts = unfused("aten::_cudnn_rnn", arguments, {})
+    parts = unfused(OPERATORS.of(torch.ops.aten._cudnn_rnn.default), arguments, {})
     assert parts is not None
     out, last, cell, *_ = parts(*arguments)
     with torch.no_grad():
@@ -364,14 +365,14 @@ def test_the_fused_layers_of_an_accelerator(kind: Any, mode: int, projected: int
 
 def test_the_fused_cells_of_an_accelerator() -> None:
     x, h, c = torch.randn(3, 5), torch.randn(3, 4), torch.randn(3, 4)
-    for cell, name, held in (
-        (nn.LSTMCell(5, 4), "aten::_thnn_fused_lstm_cell", c),
-        (nn.GRUCell(5, 4), "aten::_thnn_fused_gru_cell", h),
+    for cell, func, held in (
+        (nn.LSTMCell(5, 4), torch.ops.aten._thnn_fused_lstm_cell.default, c),
+        (nn.GRUCell(5, 4), torch.ops.aten._thnn_fused_gru_cell.default, h),
     ):
         with torch.no_grad():
             expected = cell(x, (h, c) if held is c else h)
             gates = x @ cell.weight_ih.t(), h @ cell.weight_hh.t(), held, cell.bias_ih, cell.bias_hh
-            parts = unfused(name, gates, {})
+            parts = unfused(OPERATORS.of(func), gates, {})
             assert parts is not None
             assert torch.allclose(parts(*gates)[0], hidden(expected), atol=1e-6)
 

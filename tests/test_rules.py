@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from structprune.ir.operators import Result, Rule
 from structprune.ir.slices import Ids, Labels
-from structprune.ops import registry
+from structprune.ops import OPERATORS
 from structprune.ops.call import Call
-from structprune.ops.registry import Result, Rule, registered, rule
 from tests.support.contract import Case, check_case
 from tests.support.rule_cases import CASES, LATER, OTHER_DEVICES
 
@@ -25,6 +26,10 @@ def test_contract(case: Case) -> None:
         assert check_case(case, seed)
 
 
+def _rules() -> dict[str, Rule]:
+    return {name: spec.rule for name, spec in OPERATORS.specs().items() if spec.rule is not None}
+
+
 @functools.cache
 def _operators_by_case() -> dict[str, set[str]]:
     return {case.name: check_case(case, 0) for case in CASES}
@@ -33,12 +38,12 @@ def _operators_by_case() -> dict[str, set[str]]:
 def test_every_rule_has_a_case() -> None:
     ran = set().union(*_operators_by_case().values())
     later = {f"aten::{name}" for name in LATER if not hasattr(torch.ops.aten, name)}
-    assert set(registered()) - ran - OTHER_DEVICES == later
+    assert set(_rules()) - ran - OTHER_DEVICES == later
 
 
 def test_registering_twice_raises() -> None:
-    with pytest.raises(ValueError, match="aten::relu has a rule already: unary"):
-        rule("relu")(lambda call: ())
+    with pytest.raises(ValueError, match="aten::relu is in this registry already"):
+        OPERATORS.operator("relu")(lambda call: ())
 
 
 # Mutations: each breaks one rule in one way; the table above must notice every time.
@@ -108,7 +113,7 @@ _EQUIVALENT = {"no mixing": _EXACT_UNDER_MASKS, "off by one": _ANY_LABELS, "no c
 @pytest.mark.parametrize("kind", ["no coupling", "no freezing", "no mixing", "off by one", "wrong dim"])
 def test_mutated_rules_are_caught(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     by_rule: dict[Rule, list[str]] = {}
-    for name, function in registered().items():
+    for name, function in _rules().items():
         by_rule.setdefault(function, []).append(name)
     ran = _operators_by_case()
     survivors, tried = [], 0
@@ -118,8 +123,8 @@ def test_mutated_rules_are_caught(kind: str, monkeypatch: pytest.MonkeyPatch) ->
                 continue
             mutation = _Mutation(function, kind)
             with monkeypatch.context() as patch:
-                patch.setitem(registry._RULES, name, mutation)
-                patch.setattr(registry, "_KNOWN", {})
+                patch.setitem(OPERATORS._specs, name, replace(OPERATORS.spec(name), rule=mutation))
+                patch.setattr(OPERATORS, "_known", {})
                 caught = any(_breaks(case, mutation) for case in CASES if name in ran[case.name])
             tried += mutation.effects > 0
             if mutation.effects and not caught:

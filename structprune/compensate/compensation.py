@@ -19,7 +19,7 @@ import numpy as np
 from torch import nn
 
 from structprune.apply.cut import Vector
-from structprune.compensate.moments import BATCH_NORMS, QUANTILES, MomentReader, Moments
+from structprune.compensate.moments import QUANTILES, MomentReader, Moments
 from structprune.errors import InputError, ModelError, StructPruneError, brief
 from structprune.inputs import Invocations, read_inputs
 from structprune.ir.record import Node, Record
@@ -29,8 +29,6 @@ from structprune.tracing.session import follow, has_values, labels_of
 
 # A variance may come out as nothing, or more than it was, where channels depend on each other.
 _LEAST, _MOST = 0.01, 4.0
-# What may lie between a contraction and the bias that is added to it.
-_PASSING = frozenset(f"aten::{name}" for name in "view _unsafe_view reshape permute transpose t".split())
 _PARAMETER = "parameter::"
 _UNKNOWN = "without a batch norm before them the means are not known; a list of batches would tell"
 _NOWHERE = "there is no bias of their own, or batch norm right after, to add them to"
@@ -150,7 +148,7 @@ def _behind_batch_norm(record: Record, start: int) -> bool:
     pending, seen = [start], set()
     while pending:
         node = record.nodes[pending.pop()]
-        if node.index in seen or node.parametric or node.op in BATCH_NORMS:
+        if node.index in seen or node.parametric or node.spec.normalises:
             continue
         seen.add(node.index)
         if node.is_leaf:
@@ -168,7 +166,7 @@ def _place(record: Record, index: int, channels: Ids, vectors: _Vectors) -> _Pla
         if len(readers) != 1:
             break
         (node,) = readers
-        if node.op in BATCH_NORMS:
+        if node.spec.normalises:
             if not vectors.are_running(node):
                 return None  # statistics of the batch: it takes the mean off by itself
             mean, variance = vectors.statistics(record, node, channels)
@@ -177,7 +175,7 @@ def _place(record: Record, index: int, channels: Ids, vectors: _Vectors) -> _Pla
             vector = vectors.added(record, node, channels)
             if not vector:
                 break
-        elif node.op not in _PASSING:
+        elif node.spec.moves != "all":
             break
     return _Place(vector, False, "") if vector else None
 

@@ -9,17 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from structprune.ir.operators import Operator
 from structprune.ir.record import Node
 from structprune.ir.slices import Coupling, Ids, Labels, SliceSpace
-from structprune.ops.registry import Operator
 from structprune.plan.plan import Plan
 from structprune.verify.masking import filled
 from structprune.verify.planned import Planned
 
-BATCH_NORMS = frozenset(
-    f"aten::{name}"
-    for name in "native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm _batch_norm_no_update".split()
-)
 # A channel's distribution is as many quantiles, one in each run.
 QUANTILES = 16
 Moments = npt.NDArray[np.float64]
@@ -49,7 +45,7 @@ class MomentReader(Planned):
         """Run the operator; a batch norm gives a quantile of what it gives in a trained network."""
         out = super().run(node, op, args, kwargs)
         self._call = op, args, kwargs
-        if op.name in BATCH_NORMS:
+        if op.spec.normalises:
             arguments = {**dict(zip(op.parameters, args, strict=False)), **kwargs}
             given = [name for name in arguments if isinstance(arguments[name], torch.Tensor)]
             if "running_mean" in given and "running_var" in given and not arguments.get("training"):

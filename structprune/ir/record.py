@@ -4,29 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 
+from structprune.ir.operators import Operator, OperatorSpec
 from structprune.ir.slices import Ids, Labels
 
-# What becomes a Python number, or a tensor whose size depends on values.
-_READERS = frozenset(
-    f"aten::{name}"
-    for name in (
-        "_local_scalar_dense nonzero masked_select _unique2 unique_dim unique_consecutive bincount repeat_interleave"
-    ).split()
-)
 _MASKS = (torch.bool, torch.uint8)
-
-if TYPE_CHECKING:
-    from structprune.ops.registry import Operator
 
 Shape = tuple[int, ...]
 Constant: TypeAlias = "torch.Tensor | Literal['large'] | None"
 LARGE: Final = "large"
-# Operators that change no value: whether one is needed depends on strides, not on what is computed.
-BENIGN = frozenset(("aten::clone", "aten::alias", "aten::detach", "aten::lift_fresh", "aten::contiguous"))
+# Of what no operator made.
+NO_OPERATOR: Final = OperatorSpec("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +138,7 @@ class Node:
         is_leaf: Whether no operator made its tensor: a parameter, a buffer, an input or a constant.
         not_filled: Its tensors, by position, that lie in memory which no operator filled.
         fails: Whether it raised an error, and the model's code went on.
+        spec: What is known of the operator.
     """
 
     index: int
@@ -180,6 +172,7 @@ class Node:
     is_leaf: bool = False
     not_filled: tuple[int, ...] = ()
     fails: bool = False
+    spec: OperatorSpec = NO_OPERATOR
 
     @property
     def where(self) -> str:
@@ -230,7 +223,7 @@ class Record:
     @property
     def reads_values(self) -> bool:
         """Whether the forward's way, or a shape in it, depends on values that were computed."""
-        return any(node.op in _READERS or self._selects_by_mask(node) for node in self.nodes)
+        return any(node.spec.reads_values or self._selects_by_mask(node) for node in self.nodes)
 
     def _selects_by_mask(self, node: Node) -> bool:
         """Whether an operator takes as many entries as a mask, which was computed, has."""

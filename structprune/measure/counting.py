@@ -21,11 +21,12 @@ from structprune.compat import (
     tree_leaves,
 )
 from structprune.errors import InputError
-from structprune.ir.schema import signature, tensors_of
+from structprune.ir.tensors import tensors_of
+from structprune.meta.costs import nbytes, operator_flops, written_bytes
 from structprune.meta.forward import module_paths, unseen
 from structprune.meta.replica import walk
 from structprune.meta.run import run_on_meta
-from structprune.ops.flops import nbytes, operator_flops, written_bytes
+from structprune.ops import OPERATORS
 
 _PATH = "structprune module"
 
@@ -101,7 +102,7 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         raise InputError(unseen(operator, self._path()))
 
     def _counted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        op = signature(func)
+        op = OPERATORS.of(func)
         self.ran += 1
         out = run_on_meta(op, args, kwargs)
         tally = self.tallies.setdefault(self._path(), Tally())

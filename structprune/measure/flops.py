@@ -15,12 +15,12 @@ from structprune.inputs import Invocations, infer_inputs, read_inputs
 from structprune.measure.counting import CountingMode, Tally, counting_modules
 from structprune.measure.quantities import scaled
 from structprune.meta.caches import undisturbed
+from structprune.meta.costs import nbytes
 from structprune.meta.forward import not_inferred, running, way_on
 from structprune.meta.given import check_module
 from structprune.meta.replica import device_of, meta_replica, to_meta
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.meta.watch import Watch
-from structprune.ops.flops import nbytes
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from structprune.compat import TorchDispatchMode
-from structprune.ir.schema import signature
 from structprune.measure.flops import FlopCount, ModuleCost
 from structprune.measure.runner import Runner
+from structprune.ops import OPERATORS
 
 _ROUNDS = 5
 _MOST_STAGES = 12
@@ -151,6 +151,6 @@ class _OperatorClock(TorchDispatchMode):  # type: ignore[no-untyped-call]
         start = time.perf_counter()
         out = func(*args, **(kwargs or {}))
         self._runner.synchronize()
-        name = signature(func).name
+        name = OPERATORS.of(func).name
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         return out

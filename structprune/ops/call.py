@@ -7,10 +7,10 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 
+from structprune.ir.operators import Operator
 from structprune.ir.record import Node, Operand, Shape, SizeHeld, Value
-from structprune.ir.schema import tensors_of
 from structprune.ir.slices import Ids, Labels
-from structprune.ops.registry import Operator
+from structprune.ir.tensors import tensors_of
 
 T = TypeVar("T")
 Effect: TypeAlias = "Callable[[str], tuple[Ids, Ids | None] | None]"

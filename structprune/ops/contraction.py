@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import torch
 
-from structprune.ir.schema import tensors_of
+from structprune.ir.operators import OperatorSpec, each
 from structprune.ir.slices import Ids, Labels
+from structprune.ir.tensors import tensors_of
+from structprune.ops import flops, scaling, shapes
 from structprune.ops.call import Call
-from structprune.ops.registry import rule
 
 _FIXED = "is multiplied with a tensor of fixed size"
 
@@ -19,7 +23,6 @@ def couple_positions(call: Call, ids: Ids | None, groups: int) -> None:
         call.couple(ids, np.tile(ids[: len(ids) // groups], groups), "")
 
 
-@rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution")
 def convolution(call: Call) -> Labels:
     """``y[o] = sum_i w[o, i] * x[i]`` in each of ``groups`` groups of channels."""
     x, weight, bias = call.tensors[0], call.tensors[1], call["bias"] if "bias" in call else None
@@ -92,14 +95,12 @@ def _depthwise(call: Call, x: torch.Tensor, channel: int, weight: torch.Tensor, 
     return filters
 
 
-@rule("mm", "bmm")
 def matrix_product(call: Call) -> Labels:
     """``(…, n, k) @ (…, k, m)``."""
     a, b = call.tensors[0], call.tensors[1]
     return _product(call, a, b)
 
 
-@rule("_grouped_mm")
 def grouped_product(call: Call) -> Labels:
     """``(n, k) @ (e, k, m)``: rows up to each offset meet a matrix of their own, as experts do; or batches of both."""
     a, b = call.tensors[0], call.tensors[1]
@@ -120,7 +121,6 @@ def grouped_product(call: Call) -> Labels:
     return (call.labels(a)[0], call.produce(b, 2))
 
 
-@rule("addmm", "baddbmm", "_sparse_addmm")
 def matrix_product_and_sum(call: Call) -> Labels:
     """``beta * bias + a @ b``."""
     bias, a, b = call.tensors[0], call.tensors[1], call.tensors[2]
@@ -128,7 +128,6 @@ def matrix_product_and_sum(call: Call) -> Labels:
     return _with_bias(call, bias, labels)
 
 
-@rule("mv")
 def matrix_vector(call: Call) -> Labels:
     """``(n, k) @ (k,)``."""
     a, v = call.tensors
@@ -138,7 +137,6 @@ def matrix_vector(call: Call) -> Labels:
     return (call.produce(a, 0),)
 
 
-@rule("dot", "vdot")
 def dot(call: Call) -> Labels:
     """``sum_i a[i] * b[i]``."""
     a, b = call.tensors
@@ -173,11 +171,6 @@ def _with_bias(call: Call, bias: torch.Tensor, labels: Labels) -> Labels:
     return labels
 
 
-@rule(
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-)
 def attention(call: Call) -> list[Labels]:
     """``softmax(q @ k.T / sqrt(d)) @ v`` over ``(batch, head, token, width)``."""
     query, key, value = call["query"], call["key"], call["value"]
@@ -202,3 +195,57 @@ def attention(call: Call) -> list[Labels]:
     # Some kernels return the logarithm of the softmax's sums as well.
     rest = [rows if t.ndim == last else (None,) * t.ndim for t in tensors_of(call.out)[1:]]
     return [(*rows, call.produce(value, last)), *rest]
+
+
+def grouped_product_in_double(
+    a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor | None = None, bias: Any = None, out_dtype: Any = None
+) -> torch.Tensor:
+    """``_grouped_mm``, which has no kernel for float64: one product for each stretch between offsets."""
+    if bias is not None:
+        raise NotImplementedError("aten::_grouped_mm with a bias has no form in float64")
+    if offs is None:
+        return torch.bmm(a, b)
+    stretches = list(pairwise([0, *offs.tolist()]))
+    if a.ndim == b.ndim == 2:
+        return torch.stack([a[:, start:end] @ b[start:end] for start, end in stretches])
+    if a.ndim == 2:
+        out = a.new_zeros(a.shape[0], b.shape[2])
+        for matrix, (start, end) in zip(b, stretches, strict=True):
+            out[start:end] = a[start:end] @ matrix
+        return out
+    out = a.new_zeros(a.shape[1], b.shape[1])
+    for matrix, (start, end) in zip(a, stretches, strict=True):
+        out[:, start:end] = matrix @ b[:, start:end]
+    return out
+
+
+SPECS = (
+    OperatorSpec(
+        "convolution", convolution, sizes=("groups",), on_meta=shapes.convolution, scaling=scaling.convolved,
+        weight="weight",
+    ),
+    OperatorSpec("_convolution", convolution, sizes=("groups",)),
+    *each("convolution_overrideable cudnn_convolution mkldnn_convolution", convolution),
+    OperatorSpec("convolution_backward", flops=flops.convolution_backward),
+    OperatorSpec("mm", matrix_product, on_meta=shapes.product, scaling=scaling.multiplied, weight="mat2"),
+    OperatorSpec("bmm", matrix_product, on_meta=shapes.product, scaling=scaling.multiplied),
+    OperatorSpec(
+        "addmm", matrix_product_and_sum, on_meta=shapes.product_and_sum, scaling=scaling.affine, weight="mat2"
+    ),
+    *each("baddbmm _sparse_addmm", matrix_product_and_sum),
+    OperatorSpec(
+        "_grouped_mm", grouped_product, on_meta=shapes.grouped_product, flops=flops.grouped_product,
+        in_double=grouped_product_in_double,
+    ),
+    OperatorSpec("mv", matrix_vector, flops=flops.matrix_vector),
+    *each("dot vdot", dot, flops=flops.matrix_vector),
+    OperatorSpec("_scaled_dot_product_flash_attention_for_cpu", attention, flops=flops.attention),
+    *each("_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention", attention),
+    OperatorSpec("_scaled_dot_product_fused_attention_overrideable", flops=flops.attention),
+    OperatorSpec("addmv", flops=flops.added_matrix_vector),
+    OperatorSpec("addbmm", flops=flops.added_batches),
+    *each("linear mkldnn_linear", flops=flops.linear),
+    OperatorSpec("_int_mm", flops=flops.integer_product),
+    OperatorSpec("_addmm_activation", flops=flops.added_product),
+    OperatorSpec("_trilinear", flops=flops.trilinear),
+)  # fmt: skip

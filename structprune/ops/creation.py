@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
+from structprune.ir.operators import free
 from structprune.ir.slices import Labels
 from structprune.ops.call import Call
-from structprune.ops.registry import rule
 
 
-@rule(
-    "empty", "empty_strided", "full", "ones", "zeros", "rand", "randn", "randint", "new_empty", "new_full",
-    "new_ones", "new_zeros", "new_empty_strided", "scalar_tensor", "empty_permuted",
-)  # fmt: skip
 def uniform(call: Call) -> Labels:
     """All entries are alike, or drawn alike: no position is special; what a seed decides is a table."""
     labels = tuple(
@@ -27,14 +23,27 @@ def freeze_if_seeded(call: Call, labels: Labels) -> None:
             call.freeze(ids, "is drawn by a generator with a seed of its own")
 
 
-@rule("empty_like", "full_like", "ones_like", "zeros_like", "rand_like", "randn_like", "randint_like")
 def like(call: Call) -> Labels:
     """Uniform, of another tensor's shape: it shrinks with that tensor."""
     return call.labels(call.tensors[0])
 
 
-@rule("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "randperm", "multinomial")
 def table(call: Call) -> Labels:
     """Every entry differs from the next: the sizes stay."""
     call.freeze_all("sets the size of a table")
     return (None,) * len(call.out.shape)
+
+
+SPECS = (
+    *free("full scalar_tensor", uniform, values="as given"),
+    *free("ones zeros rand randn new_full new_ones new_zeros", uniform, values="floats"),
+    *free("randint", uniform, values="integers"),
+    *free("empty empty_permuted new_empty", uniform, values="none"),
+    *free("empty_strided new_empty_strided", uniform, values="none", sizes=("stride",)),
+    *free("full_like ones_like zeros_like rand_like randn_like randint_like", like, values="floats"),
+    *free("empty_like", like, values="none"),
+    *free("arange", table, values="as given"),
+    *free("linspace logspace eye", table, values="floats"),
+    *free("tril_indices triu_indices randperm", table, values="integers"),
+    *free("multinomial", table),
+)

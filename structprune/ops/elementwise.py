@@ -6,29 +6,28 @@ from collections.abc import Sequence
 
 import torch
 
+from structprune.ir.operators import each, free
 from structprune.ir.slices import Ids, Labels
+from structprune.ops import scaling, shapes
 from structprune.ops.boundary import LEAVES
 from structprune.ops.call import Call
 from structprune.ops.creation import freeze_if_seeded
-from structprune.ops.registry import rule
 
 _UNARY = """
-    abs acos acosh alias angle asin asinh atan atanh bernoulli bitwise_not ceil celu clamp clamp_max clamp_min
-    clone cos cosh _conj _conj_physical deg2rad detach digamma elu erf erfc erfinv exp exp2 expm1 exponential floor frac
-    gelu hardshrink hardsigmoid hardswish hardtanh i0 isinf isnan leaky_relu lgamma lift lift_fresh log log10 log1p
-    log2 log_sigmoid_forward logical_not logit mish nan_to_num native_dropout neg normal rad2deg random reciprocal
-    relu round rrelu_with_noise rsqrt sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink sqrt tan tanh
-    threshold trunc uniform _to_copy fill zero
-""".split()
+    abs acos acosh angle asin asinh atan atanh bernoulli bitwise_not celu clamp clamp_max clamp_min cos cosh _conj
+    _conj_physical deg2rad digamma elu erf erfc erfinv exp exp2 expm1 exponential fill hardshrink hardtanh i0 isinf
+    isnan leaky_relu lgamma lift log log10 log1p log2 log_sigmoid_forward logical_not logit mish nan_to_num
+    native_dropout normal rad2deg random reciprocal rrelu_with_noise rsqrt signbit sin sinc sinh softplus softshrink
+    sqrt tan threshold uniform zero
+"""
+_ACTIVATIONS = "gelu hardsigmoid hardswish sigmoid silu tanh"
 _POINTWISE = """
-    add addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor complex
-    copy copysign div eq floor_divide fmax fmin fmod ge gt heaviside hypot le lerp logaddexp logaddexp2
-    logical_and logical_or logical_xor lt masked_fill maximum minimum mul ne nextafter polar pow remainder rsub
-    special_xlog1py sub where xlogy _prelu_kernel
-""".split()
+    addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor complex copy
+    copysign eq fmax fmin ge gt hypot le lerp logaddexp logaddexp2 logical_and logical_or logical_xor lt masked_fill
+    maximum minimum ne nextafter polar pow rsub special_xlog1py where xlogy _prelu_kernel
+"""
 
 
-@rule(*_UNARY)
 def unary(call: Call) -> Labels | list[Labels]:
     """``y[i] = f(x[i])``, with parameters that may be tensors: the labels pass."""
     labels = meet(call, call.tensors, call.out_shape()) if len(call.tensors) > 1 else call.labels(call.tensors[0])
@@ -39,7 +38,6 @@ def unary(call: Call) -> Labels | list[Labels]:
     return labels
 
 
-@rule(*_POINTWISE)
 def pointwise(call: Call) -> Labels:
     """``z[i] = f(x[i], y[i])`` with broadcasting: labels that meet are coupled."""
     if call.op == "_prelu_kernel":
@@ -76,21 +74,18 @@ def meet(call: Call, tensors: Sequence[torch.Tensor], out_shape: Sequence[int]) 
     return tuple(result)
 
 
-@rule("_local_scalar_dense")
 def leaves_the_tracer(call: Call) -> list[Labels]:
     """What becomes a Python number is lost from sight."""
     call.freeze_all("is read by Python code")
     return []
 
 
-@rule(LEAVES)
 def leaves_pytorch(call: Call) -> list[Labels]:
     """What other code does with a tensor's memory is not seen."""
     call.freeze_all(f"leaves PyTorch through {call['how']}")
     return []
 
 
-@rule("glu")
 def gated_linear_unit(call: Call) -> Labels:
     """``a * sigmoid(b)`` with ``a`` and ``b`` the halves of one dimension."""
     x = call["self"]
@@ -102,3 +97,25 @@ def gated_linear_unit(call: Call) -> Labels:
         call.couple(ids[:half], ids[half:], "")
         labels[dim] = call.piece(ids[:half])
     return tuple(labels)
+
+
+SPECS = (
+    *free(_UNARY, unary),
+    *free(_ACTIVATIONS, unary, on_meta=shapes.like, on_meta_in_place=shapes.itself),
+    *free("relu", unary, on_meta=shapes.like, on_meta_in_place=shapes.itself, scaling=scaling.same),
+    *free("neg", unary, scaling=scaling.same),
+    *free("_to_copy", unary, values="floats", scaling=scaling.same),
+    *free("alias detach", unary, keeps_values=True, moves="all", scaling=scaling.same),
+    *free("clone", unary, on_meta=shapes.like, keeps_values=True, moves="all", scaling=scaling.same),
+    *free("lift_fresh", unary, keeps_values=True),
+    *free("contiguous", keeps_values=True),
+    *free("ceil floor frac round sgn sign trunc", unary, has_steps=True),
+    *free(_POINTWISE, pointwise),
+    *free("add sub", pointwise, on_meta=shapes.pointwise, on_meta_in_place=shapes.pointwise_, scaling=scaling.added),
+    *free("mul div", pointwise, on_meta=shapes.pointwise, on_meta_in_place=shapes.pointwise_, scaling=scaling.scaled),
+    *free("floor_divide fmod heaviside remainder", pointwise, has_steps=True),
+    *each("fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine_cachemask", has_steps=True),
+    *free("_local_scalar_dense", leaves_the_tracer, reads_values=True),
+    *free(LEAVES, leaves_pytorch),
+    *free("glu", gated_linear_unit),
+)

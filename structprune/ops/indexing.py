@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
+from structprune.ir.operators import free
 from structprune.ir.slices import Ids, Labels
+from structprune.ops import scaling, shapes
 from structprune.ops.call import Call, normalised
-from structprune.ops.registry import rule
 
 MASKS = (torch.bool, torch.uint8)
 
 
-@rule("select")
 def select(call: Call) -> Labels:
     """One entry of a dimension: the dimension ends, so its entries must keep their places."""
     x = call.tensors[0]
@@ -22,7 +22,6 @@ def select(call: Call) -> Labels:
     return tuple(ids for d, ids in enumerate(call.labels(x)) if d != dim)
 
 
-@rule("unbind")
 def unbind(call: Call) -> list[Labels]:
     """Every entry of a dimension as a tensor of its own."""
     x = call.tensors[0]
@@ -31,7 +30,6 @@ def unbind(call: Call) -> list[Labels]:
     return [tuple(ids for d, ids in enumerate(call.labels(x)) if d != dim)] * len(call.out)
 
 
-@rule("index_select")
 def index_select(call: Call) -> Labels:
     """Entries of one dimension in the order of an index."""
     x, index = call["self"], call["index"]
@@ -40,7 +38,6 @@ def index_select(call: Call) -> Labels:
     return tuple(call.labels(index)[0] if d == dim else ids for d, ids in enumerate(call.labels(x)))
 
 
-@rule("index")
 def advanced_index(call: Call) -> Labels:
     """``x[i, j, ...]`` with tensors: the indexed dimensions must keep their places."""
     x = call["self"]
@@ -84,7 +81,6 @@ def picked(call: Call, x: torch.Tensor, indices: Sequence[torch.Tensor | None]) 
     return [*made, *rest]
 
 
-@rule("_pack_padded_sequence")
 def pack(call: Call) -> list[Labels]:
     """The steps of several sequences one behind the other, by their lengths: what each step holds passes."""
     x, lengths = call.tensors
@@ -93,7 +89,6 @@ def pack(call: Call) -> list[Labels]:
     return [(None, *call.labels(x)[2:]), (None,)]
 
 
-@rule("embedding")
 def embedding(call: Call) -> Labels:
     """Rows of a table; the width of the rows is a produced channel."""
     weight, index = call.tensors[0], call.tensors[1]
@@ -103,7 +98,6 @@ def embedding(call: Call) -> Labels:
     return (*call.labels(index), ids)
 
 
-@rule("gather")
 def gather(call: Call) -> Labels:
     """``x[index]`` along one dimension; along the others the index may only repeat itself."""
     x, index = call["self"], call["index"]
@@ -138,3 +132,17 @@ def met(call: Call, meeting: Sequence[Ids | None], why: str) -> Ids | None:
     for ids in meeting[1:]:
         call.couple(meeting[0], ids, why)
     return meeting[0]
+
+
+SPECS = (
+    *free("select", select, moves="some", scaling=scaling.moved),
+    *free("unbind", unbind, moves="some", scaling=scaling.moved),
+    *free("index_select", index_select),
+    *free("index", advanced_index),
+    *free("_pack_padded_sequence", pack, by_numbers=shapes.packed),
+    *free("embedding", embedding),
+    *free("gather", gather),
+    *free("repeat_interleave", sizes=("output_size",), reads_values=True),
+    *free("bincount masked_select nonzero _unique2 unique_consecutive unique_dim", reads_values=True),
+    *free("bucketize", has_steps=True),
+)

@@ -8,15 +8,15 @@ from math import prod
 import numpy as np
 import torch
 
+from structprune.ir.operators import free
 from structprune.ir.slices import Ids, Labels
+from structprune.ops import scaling, shapes
 from structprune.ops.call import Call, normalised
-from structprune.ops.registry import rule
 
 FROZEN = "frozen"
 Block = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@rule("view", "_unsafe_view", "_reshape_alias", "_reshape_copy", "view_copy", ambiguous=True)
 def view(call: Call) -> Labels:
     """Merge and split dimensions. Where one that shrinks is split, any of its parts may shrink."""
     x = call["self"]
@@ -164,7 +164,6 @@ def dimension_blocks(before: Sequence[int], after: Sequence[int]) -> list[Block]
     return blocks
 
 
-@rule("permute", "transpose", "t", "permute_copy", "transpose_copy", "t_copy")
 def permute(call: Call) -> Labels:
     """Reorder the dimensions."""
     x = call["self"]
@@ -179,7 +178,6 @@ def permute(call: Call) -> Labels:
     return tuple(call.labels(x)[d] for d in order)
 
 
-@rule("squeeze", "squeeze_copy")
 def squeeze(call: Call) -> Labels:
     """Drop dimensions of one."""
     x = call["self"]
@@ -194,7 +192,6 @@ def squeeze(call: Call) -> Labels:
     return tuple(ids for d, ids in enumerate(call.labels(x)) if d not in dropped)
 
 
-@rule("unsqueeze", "unsqueeze_copy")
 def unsqueeze(call: Call) -> Labels:
     """Add a dimension of one."""
     x = call["self"]
@@ -203,7 +200,6 @@ def unsqueeze(call: Call) -> Labels:
     return (*labels[:dim], None, *labels[dim:])
 
 
-@rule("expand", "expand_copy")
 def expand(call: Call) -> Labels:
     """Repeat entries along dimensions of one: all alike there, so they may shrink with others."""
     x = call["self"]
@@ -220,7 +216,6 @@ def expand(call: Call) -> Labels:
     return tuple(labels)
 
 
-@rule("repeat")
 def repeat(call: Call) -> Labels:
     """Set copies of the whole side by side."""
     x, repeats = call["self"], list(call["repeats"])
@@ -238,7 +233,6 @@ def repeat(call: Call) -> Labels:
     return tuple(labels)
 
 
-@rule("flip")
 def flip(call: Call) -> Labels:
     """Reverse dimensions."""
     x = call["self"]
@@ -246,7 +240,6 @@ def flip(call: Call) -> Labels:
     return tuple(ids[::-1] if d in dims and ids is not None else ids for d, ids in enumerate(call.labels(x)))
 
 
-@rule("roll", ambiguous=True)
 def roll(call: Call) -> Labels:
     """Move the last ``shift`` entries of a dimension to its front."""
     x = call["self"]
@@ -273,7 +266,6 @@ def roll(call: Call) -> Labels:
     return tuple(labels)
 
 
-@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
 def shuffle(call: Call) -> Labels:
     """Move factors of the channels to space or back, or mix two factors of the channels."""
     x = call["self"]
@@ -298,7 +290,6 @@ def shuffle(call: Call) -> Labels:
     return tuple(labels)
 
 
-@rule("im2col")
 def im2col(call: Call) -> Labels:
     """``(n, c, h, w)`` to ``(n, c * kernel, windows)``."""
     x = call["self"]
@@ -309,7 +300,6 @@ def im2col(call: Call) -> Labels:
     return (*lead, None if ids is None else np.repeat(ids, prod(call["kernel_size"])), None)
 
 
-@rule("col2im")
 def col2im(call: Call) -> Labels:
     """``(n, c * kernel, windows)`` to ``(n, c, h, w)``."""
     x = call["self"]
@@ -322,7 +312,6 @@ def col2im(call: Call) -> Labels:
     return (*call.labels(x)[:-2], ids, None, None)
 
 
-@rule("unfold", "diagonal", "diag_embed", "tril", "triu", "rot90", "trace")
 def positional(call: Call) -> Labels:
     """What happens depends on positions: the dimensions it works on stay."""
     x = call["self"]
@@ -338,7 +327,6 @@ def positional(call: Call) -> Labels:
     return (*kept, *(None,) * (call.out.ndim - x.ndim))[: call.out.ndim]
 
 
-@rule("as_strided")
 def as_strided(call: Call) -> Labels:
     """Other strides over the same memory: the same tensor if they are those of its shape, else anything."""
     x = call["self"]
@@ -352,7 +340,6 @@ def as_strided(call: Call) -> Labels:
     return (None,) * len(call.out.shape)
 
 
-@rule("view_as_real", "view_as_complex", "_neg_view")
 def complex_parts(call: Call) -> Labels:
     """Complex numbers as pairs, and back."""
     labels = call.labels(call["self"])
@@ -362,3 +349,30 @@ def complex_parts(call: Call) -> Labels:
         call.freeze(labels[-1], "is a pair of real and imaginary part")
         return labels[:-1]
     return labels
+
+
+SPECS = (
+    *free("view", view, asks=True, moves="all", scaling=scaling.viewed),
+    *free("_unsafe_view", view, asks=True, same_as="view", moves="all", scaling=scaling.viewed),
+    *free("reshape", same_as="view", moves="all", scaling=scaling.viewed),
+    *free("_reshape_alias", view, asks=True, same_as="view", sizes=("stride",)),
+    *free("_reshape_copy view_copy", view, asks=True),
+    *free("permute transpose", permute, moves="all", scaling=scaling.moved),
+    *free("t", permute, on_meta=shapes.transposed, moves="all", scaling=scaling.moved),
+    *free("permute_copy transpose_copy t_copy", permute),
+    *free("squeeze", squeeze, moves="all", scaling=scaling.moved),
+    *free("squeeze_copy", squeeze),
+    *free("unsqueeze", unsqueeze, moves="all", scaling=scaling.moved),
+    *free("unsqueeze_copy", unsqueeze),
+    *free("expand", expand, moves="some", scaling=scaling.moved),
+    *free("expand_copy", expand),
+    *free("repeat", repeat),
+    *free("flip", flip),
+    *free("roll", roll, asks=True, sizes=("shifts",), placed=True),
+    *free("pixel_shuffle pixel_unshuffle channel_shuffle", shuffle),
+    *free("im2col", im2col),
+    *free("col2im", col2im),
+    *free("unfold diagonal diag_embed tril triu rot90 trace", positional),
+    *free("as_strided", as_strided, sizes=("stride",)),
+    *free("view_as_real view_as_complex _neg_view", complex_parts),
+)

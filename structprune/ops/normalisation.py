@@ -7,22 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from structprune.ir.operators import Surrogate, free
 from structprune.ir.slices import Ids, Labels
+from structprune.ops import scaling, shapes
 from structprune.ops.call import Call, dims_of, normalised
 from structprune.ops.contraction import couple_positions
-from structprune.ops.registry import rule
+from structprune.ops.surrogates import SOFT, affine
 
 _FIXED = "meets a statistic of fixed size"
 
 
-@rule(
-    "native_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-    "cudnn_batch_norm",
-    "_batch_norm_with_update",
-    "_batch_norm_no_update",
-)
 def batch_norm(call: Call) -> list[Labels]:
     """Statistics over all dimensions but the second: channels stay apart, labels elsewhere mix."""
     x = call.tensors[0]
@@ -39,7 +33,6 @@ def batch_norm(call: Call) -> list[Labels]:
     return [labels] + [(labels[1] if t.shape == (channels,) else None,) * t.ndim for t in _rest(call)]
 
 
-@rule("native_layer_norm", "_fused_rms_norm")
 def layer_norm(call: Call) -> list[Labels]:
     """Statistics over the last dimensions: they mix what they run over."""
     x = call.tensors[0]
@@ -55,7 +48,6 @@ def layer_norm(call: Call) -> list[Labels]:
     return [labels] + [(*kept, *(None,) * (t.ndim - first)) for t in _rest(call)]
 
 
-@rule("native_group_norm", ambiguous=True)
 def group_norm(call: Call) -> list[Labels]:
     """Statistics over groups of channels: whole groups leave exactly, or the same positions of each."""
     x = call.tensors[0]
@@ -95,7 +87,6 @@ def group_norm(call: Call) -> list[Labels]:
     return [labels] + [(labels[0], per_statistic)] * (len(_rest(call)))
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax")
 def over_one_dim(call: Call) -> Labels:
     """A statistic over one dimension that keeps it: the dimension mixes."""
     x = call.tensors[0]
@@ -103,7 +94,6 @@ def over_one_dim(call: Call) -> Labels:
     return call.labels(x)
 
 
-@rule("cumsum", "logcumsumexp")
 def accumulated(call: Call) -> Labels:
     """What stands at a position depends on how many come before it: over ones, it is the position."""
     x = call.tensors[0]
@@ -113,7 +103,6 @@ def accumulated(call: Call) -> Labels:
     return tuple(None if d == dim else ids for d, ids in enumerate(call.labels(x)))
 
 
-@rule("_weight_norm_interface")
 def weight_norm(call: Call) -> list[Labels]:
     """``g * v / norm(v)`` with the norm over all dimensions but ``dim``."""
     v, g = call.tensors
@@ -127,7 +116,6 @@ def weight_norm(call: Call) -> list[Labels]:
     return [call.labels(v), tuple(norms)]
 
 
-@rule("renorm")
 def renorm(call: Call) -> Labels:
     """Norms over all dimensions but one, clipped."""
     x = call.tensors[0]
@@ -140,3 +128,22 @@ def renorm(call: Call) -> Labels:
 def _rest(call: Call) -> list[torch.Tensor]:
     """The outputs after the first: saved statistics."""
     return list(call.out[1:]) if isinstance(call.out, (list, tuple)) else []
+
+
+_BY_CHANNEL, _BY_LAST = affine(1), affine(-1)
+SPECS = (
+    *free("native_batch_norm", batch_norm, on_meta=shapes.batch_norm, surrogate=_BY_CHANNEL, normalises=True),
+    *free("_native_batch_norm_legit _batch_norm_with_update", batch_norm, surrogate=_BY_CHANNEL),
+    *free("_native_batch_norm_legit_no_training cudnn_batch_norm _batch_norm_no_update", batch_norm, normalises=True),
+    *free(
+        "native_layer_norm", layer_norm, on_meta=shapes.layer_norm, surrogate=_BY_LAST, scaling=scaling.normalised,
+        weight="weight",
+    ),
+    *free("_fused_rms_norm", layer_norm, surrogate=_BY_LAST),
+    *free("native_group_norm", group_norm, asks=True, sizes=("N", "C", "HxW", "group"), surrogate=_BY_CHANNEL),
+    *free("_softmax _safe_softmax", over_one_dim, on_meta=shapes.softmax, surrogate=SOFT),
+    *free("_log_softmax", over_one_dim, surrogate=SOFT),
+    *free("cumsum logcumsumexp", accumulated),
+    *free("_weight_norm_interface", weight_norm, surrogate=Surrogate()),
+    *free("renorm", renorm, surrogate=Surrogate()),
+)  # fmt: skip

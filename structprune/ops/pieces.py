@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from structprune.ir.operators import free
 from structprune.ir.slices import Ids, Labels
+from structprune.ops import scaling, shapes
 from structprune.ops.call import Call, normalised
 from structprune.ops.elementwise import meet
 from structprune.ops.movement import FROZEN
-from structprune.ops.registry import rule
 
 
-@rule("cat")
 def cat(call: Call) -> Labels:
     """Lay tensors end to end along one dimension; along the others they meet."""
     parts = [t for t in call.tensors if call.shape(t) != (0,)]
@@ -30,7 +30,6 @@ def cat(call: Call) -> Labels:
     return (*others[:dim], joined, *others[dim + 1 :])
 
 
-@rule("stack")
 def stack(call: Call) -> Labels:
     """Lay tensors along a new dimension."""
     dim = normalised(call["dim"], call.out.ndim)
@@ -54,7 +53,6 @@ def _meet_beside(call: Call, parts: list[torch.Tensor], dim: int, shape: list[in
     return tuple(result)
 
 
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", ambiguous=True)
 def split(call: Call) -> list[Labels]:
     """Cut a dimension into stretches, which must shrink alike."""
     x = call["self"]
@@ -73,7 +71,6 @@ def split(call: Call) -> list[Labels]:
     return result
 
 
-@rule("slice", "slice_copy", ambiguous=True)
 def slice_(call: Call) -> Labels:
     """A stretch of a dimension, or every ``step``-th entry of it."""
     x = call["self"]
@@ -115,7 +112,6 @@ def _anchor(call: Call, ids: Ids, start: int | None, end: int | None) -> None:
             call.freeze(counted, "is counted by a slice with fixed bounds")
 
 
-@rule("constant_pad_nd")
 def constant_pad(call: Call) -> Labels:
     """Constants before and behind, or, with a negative width, a stretch cut off."""
     x = call["self"]
@@ -133,3 +129,14 @@ def constant_pad(call: Call) -> Labels:
             continue
         labels[dim] = np.concatenate([call.fixed(before, "is padding"), ids, call.fixed(behind, "is padding")])
     return tuple(labels)
+
+
+SPECS = (
+    *free("cat", cat, on_meta=shapes.cat, moves="some", scaling=scaling.moved),
+    *free("stack", stack, moves="some", scaling=scaling.moved),
+    *free("split split_with_sizes", split, asks=True, moves="some", scaling=scaling.moved),
+    *free("unsafe_split unsafe_split_with_sizes", split, asks=True),
+    *free("slice", slice_, asks=True, sizes=("start", "end"), moves="some", scaling=scaling.moved, placed=True),
+    *free("slice_copy", slice_, asks=True, sizes=("start", "end")),
+    *free("constant_pad_nd", constant_pad),
+)

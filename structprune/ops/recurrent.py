@@ -12,18 +12,21 @@ from typing import Any
 
 import torch
 
+from structprune.ir.operators import Operator, OperatorSpec
+from structprune.ops.flops import recurrent_layer
+
 Tensor = torch.Tensor
 State = tuple[Tensor, Tensor | None]
 Step = Callable[[Tensor, Tensor, State], State]
 _RELU, _TANH, _LSTM, _GRU = range(4)
 
 
-def unfused(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
+def unfused(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
     """What computes the same as a fused kernel from operators; ``None`` for all others, and for packed sequences."""
-    found = _UNFUSED.get(name)
-    if found is None or any(_is_packed(a) for a in (*args[-2:], kwargs.get("batch_sizes"))):
+    parts = op.spec.parts
+    if parts is None or any(_is_packed(a) for a in (*args[-2:], kwargs.get("batch_sizes"))):
         return None
-    return found
+    return parts
 
 
 def _is_packed(argument: Any) -> bool:
@@ -149,9 +152,9 @@ def _gru_cell(
     return new, gates.new_empty(0)
 
 
-_UNFUSED: dict[str, Callable[..., Any]] = {
-    "aten::mkldnn_rnn_layer": _one_lstm_layer,
-    "aten::_cudnn_rnn": _layers,
-    "aten::_thnn_fused_lstm_cell": _lstm_cell,
-    "aten::_thnn_fused_gru_cell": _gru_cell,
-}
+SPECS = (
+    OperatorSpec("mkldnn_rnn_layer", parts=_one_lstm_layer, flops=recurrent_layer),
+    OperatorSpec("_cudnn_rnn", parts=_layers),
+    OperatorSpec("_thnn_fused_lstm_cell", parts=_lstm_cell),
+    OperatorSpec("_thnn_fused_gru_cell", parts=_gru_cell),
+)

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from math import prod
 
+from structprune.ir.operators import Surrogate, free
 from structprune.ir.slices import Ids, Labels
+from structprune.ops import scaling, shapes
 from structprune.ops.call import Call, dims_of, normalised
-from structprune.ops.registry import rule
+from structprune.ops.surrogates import HIGHEST, LOWEST, SQUARES, SQUARES_AND_SUM, SUM
 
 
-@rule(
-    "mean", "sum", "nansum", "var", "std", "amax", "amin", "logsumexp", "linalg_vector_norm",
-    "norm", "prod", "any", "all", "count_nonzero",
-)  # fmt: skip
 def reduction(call: Call) -> Labels:
     """A statistic over ``dim``: labelled dimensions among them mix."""
     return _reduced(call)
 
 
-@rule("var_mean", "std_mean")
 def two_reductions(call: Call) -> list[Labels]:
     """Two statistics over the same dimensions."""
     labels = _reduced(call)
     return [labels, labels]
 
 
-@rule("max", "min", "median", "nanmedian", "mode", "kthvalue")
 def extreme(call: Call) -> Labels | list[Labels]:
     """Over all entries a statistic, over one dimension also an index; between two tensors pointwise."""
     if "other" in call and len(call.tensors) == 2:
@@ -38,7 +34,6 @@ def extreme(call: Call) -> Labels | list[Labels]:
     return [labels, labels]
 
 
-@rule("aminmax")
 def extremes(call: Call) -> list[Labels]:
     """Both at once: what is masked for the one would be the other, so that no proof covers a labelled dimension."""
     x = call.tensors[0]
@@ -49,13 +44,11 @@ def extremes(call: Call) -> list[Labels]:
     return [labels, labels]
 
 
-@rule("argmax", "argmin")
 def index_of_extreme(call: Call) -> Labels:
     """The position of the extreme entry."""
     return _indices(call)
 
 
-@rule("sort", "topk", "cummax", "cummin")
 def order(call: Call) -> list[Labels]:
     """Positions along a dimension, which keeps its place in the output."""
     x = call.tensors[0]
@@ -92,3 +85,22 @@ def _without(call: Call, dims: list[int]) -> Labels:
     else:
         kept = [ids for d, ids in enumerate(labels) if d not in dims]
     return tuple(kept)
+
+
+SPECS = (
+    *free("mean", reduction, on_meta=shapes.mean, surrogate=SUM, scaling=scaling.pooled),
+    *free("sum", reduction, surrogate=Surrogate(), scaling=scaling.pooled),
+    *free("amax", reduction, surrogate=LOWEST, scaling=scaling.pooled),
+    *free("amin", reduction, surrogate=HIGHEST, scaling=scaling.pooled),
+    *free("logsumexp", reduction, surrogate=LOWEST),
+    *free("nansum linalg_vector_norm norm any count_nonzero", reduction, surrogate=Surrogate()),
+    *free("all prod", reduction, surrogate=Surrogate(1.0)),
+    *free("std var", reduction, surrogate=SQUARES),
+    *free("std_mean var_mean", two_reductions, surrogate=SQUARES_AND_SUM),
+    *free("max", extreme, surrogate=LOWEST, scaling=scaling.pooled),
+    *free("min", extreme, surrogate=HIGHEST),
+    *free("kthvalue median mode nanmedian", extreme),
+    *free("aminmax", extremes),
+    *free("argmax argmin", index_of_extreme),
+    *free("cummax cummin sort topk", order),
+)

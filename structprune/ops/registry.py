@@ -1,106 +1,89 @@
-"""The registry of rules: how labels cross each ATen operator, and which slices it couples."""
+"""The registry: what is known of every operator, and where users add theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any
+from weakref import WeakSet
 
 from structprune.compat import schema_of
-from structprune.ir.schema import Signature, signature
-from structprune.ir.slices import Labels
-
-if TYPE_CHECKING:
-    from structprune.ops.call import Call
-
-Result: TypeAlias = Labels | list[Labels]
-Rule: TypeAlias = "Callable[[Call], Result]"
+from structprune.ir.operators import Operator, OperatorSpec, Rule
 
 # Arguments that say how large something is: where they follow a cut, shapes and labels show whether they are right.
 _SIZES = frozenset(("size", "normalized_shape", "split_size", "split_sizes", "repeats"))
-_SIZES_OF = {
-    "aten::convolution": ("groups",),
-    "aten::_convolution": ("groups",),
-    "aten::native_group_norm": ("N", "C", "HxW", "group"),
-    "aten::roll": ("shifts",),
-    "aten::slice": ("start", "end"),
-    "aten::slice_copy": ("start", "end"),
-    "aten::as_strided": ("stride",),
-    "aten::empty_strided": ("stride",),
-    "aten::new_empty_strided": ("stride",),
-    "aten::_reshape_alias": ("stride",),
-    "aten::repeat_interleave": ("output_size",),
-}
 # Arguments that change no value.
 _PLACES = frozenset(("device", "layout", "pin_memory", "memory_format", "non_blocking", "generator", "implicit"))
-_RULES: dict[str, Rule] = {}
-_AMBIGUOUS: set[str] = set()
-_KNOWN: dict[Any, Operator] = {}
 
 
-@dataclass(frozen=True)
-class Operator(Signature):
-    """What the tracer needs of an operator's schema, read once per overload.
+class Registry:
+    """Operators by name. What one does not know is looked up in the one that it extends."""
 
-    ``settings`` are the arguments that must not change with a cut: numbers, words, flags, dimensions.
-    """
+    def __init__(self, specs: Iterable[OperatorSpec] = (), extends: Registry | None = None) -> None:
+        self._specs: dict[str, OperatorSpec] = {}
+        self._extends = extends
+        self._extended_by: WeakSet[Registry] = WeakSet()
+        if extends is not None:
+            extends._extended_by.add(self)
+        self._known: dict[Any, Operator] = {}
+        self.add(*specs)
 
-    parameters: tuple[str, ...]
-    defaults: dict[str, Any]
-    settings: tuple[str, ...]
-    rule: Rule | None
-    ambiguous: bool
+    def add(self, *specs: OperatorSpec) -> None:
+        """Add operators.
+
+        Raises:
+            ValueError: One is here already.
+        """
+        for spec in specs:
+            if spec.name in self._specs:
+                raise ValueError(f"{spec.name} is in this registry already.")
+            self._specs[spec.name] = spec
+        self._known.clear()
+        for other in self._extended_by:
+            other.add()
+
+    def operator(self, name: str, **facts: Any) -> Callable[[Rule], Rule]:
+        """Add an operator with the decorated function as its rule; ``facts`` are fields of ``OperatorSpec``."""
+
+        def register(rule: Rule) -> Rule:
+            self.add(OperatorSpec(name, rule, **facts))
+            return rule
+
+        return register
+
+    def spec(self, name: str) -> OperatorSpec:
+        """What is known of an operator; of one that is not here no more than its name."""
+        found = self._specs.get(name)
+        if found is None:
+            found = self._extends.spec(name) if self._extends else OperatorSpec(name)
+        return found
+
+    def specs(self) -> dict[str, OperatorSpec]:
+        """All operators by name."""
+        return {**(self._extends.specs() if self._extends else {}), **self._specs}
+
+    def of(self, func: Any) -> Operator:
+        """An overload's schema and what is known of the operator."""
+        known = self._known.get(func)
+        if known is None:
+            known = self._known[func] = _operator(func, self)
+        return known
 
 
-def rule(*names: str, ambiguous: bool = False) -> Callable[[Rule], Rule]:
-    """Register a rule for operators, named without namespace, overload and trailing underscore.
-
-    A rule is a pure function ``call -> labels``: it tells the call what is coupled, contracted,
-    mixed or frozen, and returns the labels of the output (a list of them for several outputs).
-    The contract, tested for every operator: for any channels that the rule lets go,
-    ``op(slice(x)) == slice(op(x))``; where it mixes, with the statistics of what is kept.
-    One that asks ``Call.choose`` is ``ambiguous``.
-
-    Raises:
-        ValueError: An operator has a rule already.
-    """
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            full = name if "::" in name else f"aten::{name}"
-            if full in _RULES:
-                raise ValueError(f"{full} has a rule already: {_RULES[full].__name__}")
-            _RULES[full] = function
-            if ambiguous:
-                _AMBIGUOUS.add(full)
-        return function
-
-    return register
-
-
-def registered() -> dict[str, Rule]:
-    """All rules by operator name."""
-    return dict(_RULES)
-
-
-def operator(func: Any) -> Operator:
-    """Look an overload up: its base name, its parameters and its rule (``None`` if there is none)."""
-    known = _KNOWN.get(func)
-    if known is None:
-        arguments, plain = schema_of(func).arguments, signature(func)
-        known = _KNOWN[func] = Operator(
-            func,
-            plain.name,
-            plain.in_place,
-            plain.out_variant,
-            tuple(a.name for a in arguments),
-            {a.name: a.default_value for a in arguments},
-            tuple(
-                a.name
-                for a in arguments
-                if a.name not in _SIZES | _PLACES and a.name not in _SIZES_OF.get(plain.name, ())
-            ),
-            _RULES.get(plain.name),
-            plain.name in _AMBIGUOUS,
-        )
-    return known
+def _operator(func: Any, registry: Registry) -> Operator:
+    schema = schema_of(func)
+    base = schema.name
+    mutated = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+    in_place = mutated and base.endswith("_") and not base.endswith("__")
+    name = base.removesuffix("_") if in_place else base
+    spec = registry.spec(name)
+    names = tuple(a.name for a in schema.arguments)
+    return Operator(
+        func,
+        name,
+        in_place,
+        any(a.is_out for a in schema.arguments),
+        names,
+        {a.name: a.default_value for a in schema.arguments},
+        tuple(n for n in names if n not in _SIZES | _PLACES and n not in spec.sizes),
+        spec,
+    )

@@ -6,12 +6,11 @@ These give the same result for the plain cases and decline (``None``) everything
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-
-Shaper = Callable[[Sequence[Any], dict[str, Any]], Any]
+from torch.nn.utils.rnn import pack_padded_sequence
 
 
 def _empty(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -52,13 +51,13 @@ def convolution(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return _empty(x, size)
 
 
-def unary(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def like(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """A floating-point function of every entry."""
     x = args[0]
     return _like(x) if x.is_floating_point() and not kwargs.keys() - {"approximate"} else None
 
 
-def unary_(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def itself(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The same in place."""
     return args[0]
 
@@ -194,25 +193,9 @@ def _whole_rows(x: torch.Tensor, entries: int) -> bool:
 
 _GROUPED = (torch.float32, torch.float16, torch.bfloat16)
 _FULL = (torch.float32, torch.float64)
-_UNARY = "relu silu sigmoid hardswish hardsigmoid gelu tanh clone"
-SHAPERS: dict[str, Shaper] = {
-    "aten::native_batch_norm": batch_norm,
-    "aten::convolution": convolution,
-    "aten::native_layer_norm": layer_norm,
-    "aten::mm": product,
-    "aten::bmm": product,
-    "aten::addmm": product_and_sum,
-    "aten::_grouped_mm": grouped_product,
-    "aten::_softmax": softmax,
-    "aten::_safe_softmax": softmax,
-    "aten::t": transposed,
-    "aten::mean": mean,
-    "aten::cat": cat,
-    **{f"aten::{name}": upsample for name in "upsample_bicubic2d upsample_bilinear2d upsample_nearest2d".split()},
-    **{f"aten::{name}": unary for name in _UNARY.split()},
-    **{f"aten::{name}": pointwise for name in "add mul sub div".split()},
-}
-IN_PLACE_SHAPERS: dict[str, Shaper] = {
-    **{f"aten::{name}": unary_ for name in _UNARY.split() if name != "clone"},
-    **{f"aten::{name}": pointwise_ for name in "add mul sub div".split()},
-}
+
+
+def packed(x: torch.Tensor, lengths: torch.Tensor, batch_first: bool) -> Any:
+    """``_pack_padded_sequence``: the lengths say how many sequences each step has left."""
+    counts = pack_padded_sequence(torch.empty(x.shape[:2]), lengths, batch_first).batch_sizes
+    return torch.empty((int(lengths.sum()), *x.shape[2:]), dtype=x.dtype, device="meta"), counts

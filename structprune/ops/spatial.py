@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
+from structprune.ir.operators import each, free
 from structprune.ir.slices import Labels
+from structprune.ops import scaling, shapes
 from structprune.ops.call import Call
-from structprune.ops.registry import rule
 
 _RANKS = {"1d": 1, "2d": 2, "3d": 3}
 
 
-@rule(
-    *(f"avg_pool{rank}d" for rank in (2, 3)),
-    *(f"adaptive_max_pool{rank}d" for rank in (2, 3)),
-    *(f"_adaptive_avg_pool{rank}d" for rank in (2, 3)),
-    *(f"max_pool{rank}d_with_indices" for rank in (2, 3)),
-    *(f"{pad}_pad{rank}d" for pad in ("reflection", "replication") for rank in (1, 2, 3)),
-    *(f"upsample_{kind}" for kind in ("linear1d", "trilinear3d")),
-    *(f"upsample_{kind}2d" for kind in ("bilinear", "bicubic")),
-    *(f"upsample_nearest{rank}d" for rank in (1, 2, 3)),
-    *(f"_upsample_nearest_exact{rank}d" for rank in (1, 2, 3)),
-    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "mkldnn_max_pool2d",
-)  # fmt: skip
 def window(call: Call) -> list[Labels]:
     """Work along the last one, two or three dimensions; the ones before pass."""
     x = call.tensors[0]
@@ -32,7 +21,6 @@ def window(call: Call) -> list[Labels]:
     return [kept] * (len(call.out) if isinstance(call.out, tuple) else 1)
 
 
-@rule("grid_sampler_2d", "grid_sampler_3d")
 def grid_sampler(call: Call) -> Labels:
     """Samples ``(n, c, ...)`` at the positions of a grid."""
     x, grid = call.tensors
@@ -42,7 +30,6 @@ def grid_sampler(call: Call) -> Labels:
     return (call.labels(x)[0], call.labels(x)[1], *(None,) * (x.ndim - 2))
 
 
-@rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
 def fourier(call: Call) -> Labels:
     """Every frequency sums over all positions of ``dim``; the other dimensions pass."""
     x = call.tensors[0]
@@ -50,3 +37,18 @@ def fourier(call: Call) -> Labels:
     for d in dims:
         call.freeze(call.labels(x)[d], "is transformed to frequencies")
     return tuple(None if d in dims else ids for d, ids in enumerate(call.labels(x)))
+
+
+SPECS = (
+    *free("avg_pool2d _adaptive_avg_pool2d max_pool2d_with_indices", window, scaling=scaling.pooled),
+    *free("avg_pool3d _adaptive_avg_pool3d max_pool3d_with_indices", window),
+    *free("adaptive_max_pool2d adaptive_max_pool3d mkldnn_max_pool2d", window),
+    *free("reflection_pad1d reflection_pad2d reflection_pad3d", window),
+    *free("replication_pad1d replication_pad2d replication_pad3d", window),
+    *free("upsample_bicubic2d upsample_bilinear2d upsample_nearest2d", window, on_meta=shapes.upsample),
+    *free("upsample_linear1d upsample_trilinear3d upsample_nearest1d upsample_nearest3d", window),
+    *free("_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d", window),
+    *free("_upsample_bilinear2d_aa _upsample_bicubic2d_aa", window),
+    *free("grid_sampler_2d grid_sampler_3d", grid_sampler),
+    *each("_fft_r2c _fft_c2c _fft_c2r", fourier),
+)

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
+from structprune.ir.operators import free
 from structprune.ir.slices import Labels
 from structprune.ops.call import Call, normalised
 from structprune.ops.indexing import MASKS, beside, covered_dims, met, picked
-from structprune.ops.registry import rule
 
 _WRITTEN = "is written at positions"
 _FIXED = "meets a tensor of fixed size"
 
 
-@rule("scatter", "scatter_add", "scatter_reduce")
 def scatter(call: Call) -> Labels:
     """``x[index] = src`` along one dimension; an index that differs along another has no labels there, and stays."""
     x, index = call["self"], call["index"]
@@ -28,7 +27,6 @@ def scatter(call: Call) -> Labels:
     return beside(call, tensors, dim, _FIXED)
 
 
-@rule("index_add", "index_copy", "index_reduce")
 def written_along(call: Call) -> Labels:
     """Writes whole slices at positions of one dimension."""
     x, source = call["self"], call["source"]
@@ -39,7 +37,6 @@ def written_along(call: Call) -> Labels:
     return beside(call, [x, source], dim, _FIXED)
 
 
-@rule("index_fill")
 def filled_along(call: Call) -> Labels:
     """One number at positions of one dimension; the others pass."""
     x = call["self"]
@@ -49,7 +46,6 @@ def filled_along(call: Call) -> Labels:
     return tuple(None if d == dim else ids for d, ids in enumerate(call.labels(x)))
 
 
-@rule("index_put")
 def index_put(call: Call) -> Labels:
     """``x[i, j, ...] = values`` with tensors; the other dimensions meet those of the values, with broadcasting."""
     x, values = call["self"], call["values"]
@@ -93,7 +89,6 @@ def _filled_by_mask(call: Call, x: torch.Tensor, indices: Sequence[torch.Tensor 
     return tuple(labels)
 
 
-@rule("masked_scatter")
 def masked_scatter(call: Call) -> Labels:
     """Takes the next entries of the source wherever the mask is set.
 
@@ -130,7 +125,6 @@ def _repeated(call: Call, x: torch.Tensor, mask: torch.Tensor, source: torch.Ten
     return rows
 
 
-@rule("slice_scatter", "select_scatter", "diagonal_scatter")
 def scatter_stretch(call: Call) -> Labels:
     """Writes a stretch, an entry or a diagonal: along what it lies in, entries keep their places."""
     x, source = call["self"], call["src"]
@@ -152,8 +146,18 @@ def scatter_stretch(call: Call) -> Labels:
     return tuple(labels)
 
 
-@rule("slice_backward", "select_backward")
 def written_into_zeros(call: Call) -> Labels:
     """Writes into zeros of a size that is given as numbers."""
     call.freeze_all("is written at fixed positions")
     return (None,) * len(call.out.shape)
+
+
+SPECS = (
+    *free("scatter scatter_add scatter_reduce", scatter),
+    *free("index_add index_copy index_reduce", written_along),
+    *free("index_fill", filled_along),
+    *free("index_put", index_put),
+    *free("masked_scatter", masked_scatter),
+    *free("slice_scatter select_scatter diagonal_scatter", scatter_stretch),
+    *free("slice_backward select_backward", written_into_zeros),
+)

@@ -20,11 +20,8 @@ import torch
 
 from structprune.apply.cut import Vector
 from structprune.ir.record import Node, Record
-from structprune.ir.schema import memory_of, tensors_of
-from structprune.resolve.crossings import (
-    CROSSINGS,
-    MOVES,
-    WEIGHTS,
+from structprune.ir.tensors import memory_of, tensors_of
+from structprune.ops.scaling import (
     Crossing,
     Source,
     UnfitError,
@@ -221,12 +218,12 @@ def _weight_behind(record: Record, source: Source) -> tuple[str, Source]:
         if node.op in ("aten::mm", "aten::bmm") and len(own) == 2:
             source = target = own[0]  # scores: a product of queries and keys, of which one is enough
             continue
-        if node.op in WEIGHTS and len(own) == 1 and node.asked is not None:
-            position = Crossing(node, node.asked, (), checks=False).positions.get(WEIGHTS[node.op])
+        if node.spec.weight and len(own) == 1 and node.asked is not None:
+            position = Crossing(node, node.asked, (), checks=False).positions.get(node.spec.weight)
             if position is None:
                 raise UnfitError
             return _parameter(record, node.sources[position]), target
-        if node.op not in CROSSINGS or not own:
+        if node.spec.scaling is None or not own:
             raise UnfitError
         source = own[0]
 
@@ -235,7 +232,7 @@ def _parameter(record: Record, source: Source) -> str:
     """The parameter that a tensor is, moved at most."""
     node = record.nodes[source[0]]
     while not node.is_leaf:
-        if node.op not in MOVES:
+        if node.spec.moves is None:
             raise UnfitError
         node = record.nodes[node.sources[0][0]]
     return node.op.removeprefix(_PARAMETER)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import Self
 
 from structprune.apply.attributes import held_sizes, replace_size
-from structprune.ir.record import BENIGN, Node, Place, Record, Value
+from structprune.ir.record import Node, Place, Record, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +181,13 @@ class Arrivals(TorchFunctionMode):
         dense = self._dense.nodes
         for own in self._nodes[len(self._twins) :]:
             at = self._next
-            while at < len(dense) and dense[at].op != own.op and dense[at].op in BENIGN:
+            while at < len(dense) and dense[at].op != own.op and dense[at].spec.keeps_values:
                 at += 1
             matches = at < len(dense) and dense[at].op == own.op
-            if not matches and own.op not in BENIGN:
+            if not matches and not own.spec.keeps_values:
                 at = len(dense)  # another way than the dense network's: what comes is of no use
             self._twins.append(at if matches else None)
-            if matches or own.op not in BENIGN:
+            if matches or not own.spec.keeps_values:
                 self._next = at + 1
         return self._next
 

@@ -10,17 +10,15 @@ import numpy as np
 import torch
 
 from structprune.compat import StorageWeakRef
-from structprune.ir.record import BENIGN, Node, Output, Record
-from structprune.ir.schema import tensors_of
+from structprune.ir.operators import Operator
+from structprune.ir.record import Node, Output, Record
 from structprune.ir.slices import Ids, Labels, Mask, SliceSpace
+from structprune.ir.tensors import tensors_of
 from structprune.ops.boundary import LEAVES
 from structprune.ops.call import Effect
-from structprune.ops.registry import Operator
 
 T = TypeVar("T")
 Runner = Callable[[Node, Operator, Sequence[Any], dict[str, Any]], Any]
-
-_ALIKE = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view", "aten::reshape": "aten::view"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +91,15 @@ class Replay:
 
     def start(self, node: Node) -> None:
         """Find the dense network's run of this operator."""
-        name = _ALIKE.get(node.op, node.op)
+        name = node.spec.same_as
         while True:
             expected = self._expected[self._next] if self._next < len(self._expected) else None
-            if expected is not None and _ALIKE.get(expected.op, expected.op) == name:
+            if expected is not None and expected.spec.same_as == name:
                 break
-            if node.op in BENIGN:
+            if node.spec.keeps_values:
                 self._matched = None
                 return
-            if expected is None or expected.op not in BENIGN:
+            if expected is None or not expected.spec.keeps_values:
                 text = f"the cut network runs {node.op} here" if expected else f"the cut network also runs {node.op}"
                 self.mismatch(expected or self._expected[-1], text)
                 raise DivergenceError(text)
@@ -230,7 +228,7 @@ class Replay:
 
     def end(self) -> None:
         """Check that the dense network has no operator left that the cut one did not run."""
-        left = [n for n in self._expected[self._next :] if n.op not in BENIGN]
+        left = [n for n in self._expected[self._next :] if not n.spec.keeps_values]
         if left and not self.mismatches:
             self.mismatch(left[0], "is not run by the cut network")
 
@@ -243,9 +241,9 @@ class Replay:
         if self._matched is not None and self._matched.fails:
             return None  # it fails in the dense network too, which tries something else
         for expected in self._expected[self._next :]:
-            if _ALIKE.get(expected.op, expected.op) == "aten::view":
+            if expected.spec.same_as == "aten::view":
                 return expected, self.predicted_shape(expected.outputs[0])
-            if expected.op not in BENIGN:
+            if not expected.spec.keeps_values:
                 break
         return None
 
@@ -360,7 +358,7 @@ class Replay:
 
 def _origin(nodes: list[Node], index: int, output: int) -> tuple[int, int]:
     """Where a tensor comes from, operators that change no value aside."""
-    while nodes[index].op in BENIGN and nodes[index].sources:
+    while nodes[index].spec.keeps_values and nodes[index].sources:
         index, output = nodes[index].sources[0]
     return index, output
 

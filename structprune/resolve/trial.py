@@ -13,10 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from structprune.apply.cut import Cut
 from structprune.apply.slicing import cut_copy
+from structprune.ir.operators import Operator
 from structprune.ir.record import Node, Record
 from structprune.ir.slices import Labels, Mask
 from structprune.meta.run import run_on_meta
-from structprune.ops.registry import Operator
 from structprune.resolve.gains import Gains, absorbed, alike
 from structprune.resolve.provenance import SHAPING
 from structprune.resolve.replay import DivergenceError, Mismatch, Replay

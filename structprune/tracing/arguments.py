@@ -13,8 +13,6 @@ from structprune.ir.slices import Labels
 
 _OURS = str(Path(__file__).parent.parent)
 _AS_THEY_ARE = frozenset((type(None), bool, int, float, str, torch.dtype))
-# Operators whose positions no shape shows.
-PLACED = frozenset(("aten::slice", "aten::roll"))
 
 
 def comparable(value: Any) -> Any:

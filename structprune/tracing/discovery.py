@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from structprune.ir.operators import Operator
 from structprune.ir.record import Choice, Node, Place, Record, Tie
-from structprune.ir.schema import tensors_of
 from structprune.ir.slices import Coupling, Ids, Labels, SliceSpace
+from structprune.ir.tensors import tensors_of
 from structprune.ops.call import Effect
-from structprune.ops.registry import Operator
 
 T = TypeVar("T")
 Readings = Mapping[str, tuple[str, ...]]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from structprune.ir.record import Node, Output, Record, Value
-from structprune.ir.schema import tensors_of
 from structprune.ir.slices import Labels
+from structprune.ir.tensors import tensors_of
 from structprune.ops.call import Call
-from structprune.tracing.arguments import PLACED, places
+from structprune.tracing.arguments import places
 from structprune.tracing.discovery import RAN, Discovery
 from structprune.tracing.flow import freeze_unread
 from structprune.tracing.tracer import apply_rule
@@ -38,7 +38,8 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
         return leaves[source] if node.is_leaf else node.outputs[output].labels
 
     for old in dense.nodes:
-        node = Node(old.index, old.op, old.module, old.parents, old.parametric, old.shapes, is_leaf=old.is_leaf)
+        node = Node(old.index, old.op, old.module, old.parents, old.parametric, old.shapes, spec=old.spec)
+        node.is_leaf = old.is_leaf
         record.nodes.append(node)
         node.fails = old.fails
         if old.fails:
@@ -58,7 +59,7 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
         node.asked = old.asked
         node.memory |= {key: old.memory[key] for key in RAN if key in old.memory}
         op, arguments, tensors, out = old.asked
-        if old.op in PLACED:
+        if old.spec.placed:
             node.places = places({**op.defaults, **arguments}, values[0].labels)
         made = apply_rule(observer, op, Call(observer, op, arguments, tensors, values, node, out), tensors_of(out))
         node.outputs = [

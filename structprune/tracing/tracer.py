@@ -9,7 +9,6 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import nn
 
-import structprune.ops  # noqa: F401  (importing them registers them)
 from structprune.compat import (
     DisableTorchFunction,
     HigherOrderOperator,
@@ -20,25 +19,23 @@ from structprune.compat import (
     tree_map_only,
 )
 from structprune.errors import TraceError
+from structprune.ir.operators import Operator
 from structprune.ir.record import LARGE, Asked, Constant, Node, Output, Record, Value
-from structprune.ir.schema import memory_of, tensors_among, tensors_of
 from structprune.ir.slices import Ids, Labels
+from structprune.ir.tensors import memory_of, tensors_among, tensors_of
+from structprune.meta.costs import is_counted, operator_flops
 from structprune.meta.forward import module_paths, unseen
 from structprune.meta.twins import Twins
 from structprune.meta.watch import Watch
+from structprune.ops import OPERATORS
 from structprune.ops.boundary import LEAVES
 from structprune.ops.call import Call, Recorder
-from structprune.ops.flops import is_counted, operator_flops
 from structprune.ops.recurrent import unfused
-from structprune.ops.registry import Operator, operator
-from structprune.tracing.arguments import PLACED, comparable, places, source_line
+from structprune.ops.registry import Registry
+from structprune.tracing.arguments import comparable, places, source_line
 
 # Values this small are kept, so that a constant computed from a size can be compared with another.
 _SMALL = 4096
-# What these return is whatever the memory held before.
-_UNFILLED = frozenset(
-    f"aten::{name}" for name in "empty empty_like empty_strided empty_permuted new_empty new_empty_strided".split()
-)
 _DRAWN = torch.Tag.nondeterministic_seeded
 
 
@@ -77,8 +74,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # They arrive here too, where they are refused by name.
     supports_higher_order_operators = True
 
-    def __init__(self, observer: Observer, device: torch.device | None = None) -> None:
+    def __init__(self, observer: Observer, device: torch.device | None = None, operators: Registry = OPERATORS) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._operators = operators
         self._observer = observer
         self._device = device
         # A name for this run that keeps nothing alive: it is on every tensor.
@@ -136,8 +134,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         raise TraceError(unseen(operator, self._modules[-1] if self._modules else ""))
 
     def _traced(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        op = operator(func)
-        parts = unfused(op.name, args, kwargs)
+        op = self._operators.of(func)
+        parts = unfused(op, args, kwargs)
         if parts is not None:
             with self:
                 return parts(*args, **kwargs)
@@ -155,11 +153,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             [tuple(t.shape) for t in tensors],
         )
         node.sources = tuple([(v.node, v.output) for v in values])
+        node.spec = op.spec
         node.settings = tuple([(n, comparable(arguments.get(n, op.defaults[n]))) for n in op.settings])
         node.writes = op.in_place
-        if op.name in PLACED:
+        if op.spec.placed:
             node.places = places({**op.defaults, **arguments}, values[0].labels)
-        if op.ambiguous:
+        if op.spec.asks:
             node.line = source_line()
         self._left |= op.name == LEAVES
         self._observer.start(node)
@@ -173,7 +172,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = tensors_of(out)
         node.returns_list = isinstance(out, (list, tuple))
         call = Call(self._observer, op, arguments, tensors, values, node, out)
-        if self._unfilled or op.name in _UNFILLED:
+        if self._unfilled or op.spec.values == "none":
             node.not_filled = self._not_filled(op, tensors, results)
         labels = apply_rule(self._observer, op, call, results)
         if self._observer.on_meta:
@@ -216,7 +215,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # What a generator of the forward's own draws is the same every time.
         drawn = _DRAWN in op.func.tags and arguments.get("generator") is None
         constants = [self._is_constant(t, v) for t, v in zip(tensors, values, strict=True)]
-        constant = all(constants) and op.name not in _UNFILLED and not drawn
+        constant = all(constants) and op.spec.values != "none" and not drawn
         if op.in_place and constants:
             constants[0] = constant  # it is looked at once it is written
         all_of_them = (*constants, *[constant] * len(results))
@@ -265,7 +264,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _not_filled(self, op: Operator, tensors: list[torch.Tensor], results: list[torch.Tensor]) -> tuple[int, ...]:
         """The tensors that an operator reads, by position, though none filled them: code that is not seen did."""
-        if op.name in _UNFILLED:
+        if op.spec.values == "none":
             for tensor in results:
                 if not tensor.numel():
                     continue  # what batch normalisation gives for statistics that it did not compute
@@ -305,14 +304,14 @@ def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch
     for position in call.node.not_filled:
         for ids in call.labels(call.tensors[position]):
             call.freeze(ids, "is memory that no operator filled, but code that is not seen")
-    if op.rule is None:
+    if op.spec.rule is None:
         if any(ids is not None for t in call.tensors for ids in call.labels(t)):
             name = op.name
             observer.record.unknown[name] = observer.record.unknown.get(name, 0) + 1
             call.freeze_all(f"{name.removeprefix('aten::')} has no rule")
         return [(None,) * t.ndim for t in results]
     try:
-        got = op.rule(call.of_values(results) if op.out_variant else call)
+        got = op.spec.rule(call.of_values(results) if op.out_variant else call)
         labels = got if isinstance(got, list) else [got]
         if op.out_variant:
             _write_out(call, results, labels)

@@ -10,7 +10,7 @@ from torch import nn
 
 from structprune.compat import TorchDispatchMode, tree_leaves
 from structprune.inputs import read_inputs
-from structprune.ir.schema import tensors_of
+from structprune.ir.tensors import tensors_of
 from structprune.measure.flops import count_flops
 
 # FLOPs for an element that an operator of an optimizer writes, where it is not one.

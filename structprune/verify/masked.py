@@ -7,25 +7,16 @@ from typing import Any
 
 import torch
 
+from structprune.ir.operators import Operator
 from structprune.ir.record import Node, Operand
-from structprune.ir.schema import memory_of, tensors_among, tensors_of
 from structprune.ir.slices import Coupling, Labels, SliceSpace
+from structprune.ir.tensors import memory_of, tensors_among, tensors_of
+from structprune.meta.costs import is_counted
 from structprune.ops.boundary import LEAVES
-from structprune.ops.flops import is_counted
-from structprune.ops.registry import Operator
 from structprune.plan.plan import Plan
 from structprune.tracing.discovery import is_float
 from structprune.verify.masking import filled
 from structprune.verify.planned import Planned
-
-# Functions with steps, where the last digit may decide: binary and quantised networks are made of them.
-_STEPS = frozenset(
-    f"aten::{name}"
-    for name in (
-        "sign sgn round floor ceil trunc frac heaviside bucketize fmod remainder floor_divide "
-        "fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine_cachemask"
-    ).split()
-)
 
 
 class WritesWeightsError(Exception):
@@ -71,7 +62,7 @@ class MaskedDense(Planned):
         self.dtypes.update(tensor.dtype for tensor in tensors_of(out))
         if not self.decides and any(map(is_float, tensors_among((*args, *kwargs.values())))):
             decided = not all(map(is_float, tensors_of(out))) or not isinstance(out, (torch.Tensor, tuple, list))
-            self.decides = decided or op.name in _STEPS
+            self.decides = decided or op.spec.has_steps
         return out
 
     def _masked(

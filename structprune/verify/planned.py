@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from structprune.ir.operators import Operator
 from structprune.ir.record import Choice, Node
 from structprune.ir.slices import Axis, Coupling, Ids, Mask, SliceSpace
 from structprune.ops.call import Effect
-from structprune.ops.registry import Operator
 from structprune.plan.plan import Plan
 from structprune.tracing.discovery import Discovery
 

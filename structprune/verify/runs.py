@@ -13,11 +13,11 @@ from torch import nn
 from structprune.apply.slicing import equal_values
 from structprune.errors import StructPruneError, brief
 from structprune.inputs import Invocations
+from structprune.ir.operators import Operator
 from structprune.ir.record import Record
-from structprune.ir.schema import tensors_of
 from structprune.ir.slices import Coupling, Ids, Labels, Mask, SliceSpace
+from structprune.ir.tensors import tensors_of
 from structprune.meta.replica import duplicate, held_tensors
-from structprune.ops.registry import Operator
 from structprune.plan.plan import Plan
 from structprune.resolve.replay import DivergenceError, Replay
 from structprune.tracing.discovery import is_float

@@ -17,8 +17,8 @@ from torch import nn
 
 from structprune.inputs import Invocation
 from structprune.ir.record import Choice, Record
-from structprune.ir.schema import tensors_of
 from structprune.ir.slices import Coupling, Ids, Labels, Mask, SliceSpace
+from structprune.ir.tensors import tensors_of
 from structprune.resolve.replay import Replay
 from structprune.tracing.discovery import Discovery, is_float
 from structprune.tracing.session import follow

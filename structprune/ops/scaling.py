@@ -1,8 +1,8 @@
-"""How marks cross an operator: only where scaling what is marked does nothing but scale what comes out."""
+"""How scales of rows cross an operator: only where scaling what is marked does nothing but scale what comes out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +10,7 @@ import torch
 
 from structprune.compat import tree_map_only
 from structprune.ir.record import Asked, Node
-from structprune.ir.schema import tensors_of
+from structprune.ir.tensors import tensors_of
 
 # In the shape of a tensor; 0 is no mark. ``None``: no marks at all.
 Marks = torch.Tensor | None
@@ -74,7 +74,7 @@ class Crossing:
 
 def across(node: Node, marks: Sequence[Marks], *, checks: bool) -> Sequence[Marks]:
     """The marks of what an operator returns; none crosses one that writes, rounds or makes integers."""
-    cross, asked = CROSSINGS.get(node.op), node.asked
+    cross, asked = node.spec.scaling, node.asked
     if cross is None or asked is None or node.writes or asked.operator.out_variant:
         raise UnfitError
     arguments = asked.arguments
@@ -100,31 +100,32 @@ def distinct(marks: torch.Tensor) -> torch.Tensor:
     return marks[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in marks.stride())]
 
 
-def _moved(c: Crossing) -> Sequence[Marks]:
+def moved(c: Crossing) -> Sequence[Marks]:
     """The operator itself, on marks."""
     by_tensor = {id(t): torch.zeros(t.shape) if m is None else m for t, m in zip(c.asked.tensors, c.marks, strict=True)}
     arguments = tree_map_only(torch.Tensor, lambda t: by_tensor[id(t)], c.asked.arguments)
     return tensors_of(c.asked.operator.func(**arguments))
 
 
-def _viewed(c: Crossing) -> Sequence[Marks]:
+def viewed(c: Crossing) -> Sequence[Marks]:
     """Another shape, in which marks stay expanded where they can."""
     marked = c.marks[0]
     return [None if marked is None else marked.reshape(c.node.outputs[0].shape)]
 
 
-def _same(c: Crossing) -> Sequence[Marks]:
+def same(c: Crossing) -> Sequence[Marks]:
+    """Every entry is scaled by itself."""
     return [c.marks[0]]
 
 
-def _pooled(c: Crossing) -> Sequence[Marks]:
+def pooled(c: Crossing) -> Sequence[Marks]:
     """Over dimensions that may hold several channels: all of them are marked alike."""
     if len(c.marks) != 1:
         raise UnfitError  # the larger of two tensors
-    return [c.filled(uniform(c.marks[0]))] if c.checks else _moved(c)[:1]
+    return [c.filled(uniform(c.marks[0]))] if c.checks else moved(c)[:1]
 
 
-def _scaled(c: Crossing) -> Sequence[Marks]:
+def scaled(c: Crossing) -> Sequence[Marks]:
     """A product with something that is not marked."""
     marked = [m for m in c.marks if m is not None]
     if len(marked) != 1 or (c.node.op == "aten::div" and c.of("self") is None):
@@ -132,7 +133,8 @@ def _scaled(c: Crossing) -> Sequence[Marks]:
     return [c.filled(marked[0])]
 
 
-def _added(c: Crossing) -> Sequence[Marks]:
+def added(c: Crossing) -> Sequence[Marks]:
+    """A sum of two tensors that are scaled alike."""
     if c.positions.keys() != {"self", "other"}:
         raise UnfitError  # a number is added
     known = c.filled(next(m for m in c.marks if m is not None))
@@ -141,7 +143,7 @@ def _added(c: Crossing) -> Sequence[Marks]:
     return [known]
 
 
-def _multiplied(c: Crossing) -> Sequence[Marks]:
+def multiplied(c: Crossing) -> Sequence[Marks]:
     """A matrix product: with a weight, whose rows lie along the last dimension, or of activations."""
     left, right = c.marks
     if left is None and right is not None and c.node.op == "aten::mm":
@@ -151,7 +153,8 @@ def _multiplied(c: Crossing) -> Sequence[Marks]:
     return [c.filled(uniform(left if right is None else right))]
 
 
-def _affine(c: Crossing) -> Sequence[Marks]:
+def affine(c: Crossing) -> Sequence[Marks]:
+    """A matrix product with a weight, and a bias that is scaled as its columns are."""
     weight = c.of("mat2")
     if c.of("mat1") is not None or weight is None:
         raise UnfitError
@@ -168,7 +171,8 @@ def _columns(weight: torch.Tensor) -> torch.Tensor:
     return weight[0]
 
 
-def _convolved(c: Crossing) -> Sequence[Marks]:
+def convolved(c: Crossing) -> Sequence[Marks]:
+    """A convolution with a weight whose filters are scaled, and its bias."""
     weight = c.of("weight")
     if c.of("input") is not None or weight is None or c.asked.arguments.get("transposed"):
         raise UnfitError
@@ -180,40 +184,10 @@ def _convolved(c: Crossing) -> Sequence[Marks]:
     return [c.filled(rows.reshape(1, -1, *[1] * (weight.ndim - 2)))]
 
 
-def _normalised(c: Crossing) -> Sequence[Marks]:
+def normalised(c: Crossing) -> Sequence[Marks]:
     """A layer norm's own weight and bias."""
     weight = c.of("weight")
     if c.of("input") is not None or weight is None:
         raise UnfitError
     c.check_added("bias", weight)
     return [c.filled(weight)]
-
-
-MOVES = frozenset(
-    f"aten::{name}"
-    for name in (
-        "_unsafe_view", "alias", "cat", "clone", "detach", "expand", "permute", "reshape", "select", "slice", "split",
-        "split_with_sizes", "squeeze", "stack", "t", "transpose", "unbind", "unsqueeze", "view",
-    )
-)  # fmt: skip
-# f(a x) = a f(x) for a > 0.
-_POOLS = ("amax", "amin", "max", "mean", "sum", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d")
-CROSSINGS: dict[str, Callable[[Crossing], Sequence[Marks]]] = {
-    **dict.fromkeys(MOVES, _moved),
-    **dict.fromkeys(("aten::_unsafe_view", "aten::reshape", "aten::view"), _viewed),
-    **{f"aten::{name}": _same for name in ("_to_copy", "alias", "clone", "detach", "neg", "relu")},
-    **{f"aten::{name}": _pooled for name in _POOLS},
-    **dict.fromkeys(("aten::mul", "aten::div"), _scaled),
-    **dict.fromkeys(("aten::add", "aten::sub"), _added),
-    **dict.fromkeys(("aten::mm", "aten::bmm"), _multiplied),
-    "aten::addmm": _affine,
-    "aten::convolution": _convolved,
-    "aten::native_layer_norm": _normalised,
-}
-# Which of an operator's arguments is the weight whose rows its outputs have.
-WEIGHTS = {
-    "aten::mm": "mat2",
-    "aten::addmm": "mat2",
-    "aten::convolution": "weight",
-    "aten::native_layer_norm": "weight",
-}
