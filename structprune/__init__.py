@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from structprune import demo
+from structprune import demo, rules
 from structprune.api import plan_pruning, plan_removal, prune_model, trace
 from structprune.checkpoint.loading import load
 from structprune.checkpoint.saving import save
@@ -15,6 +15,7 @@ from structprune.errors import (
     NothingToPruneError,
     OptionError,
     PlanError,
+    RuleError,
     StructPruneError,
     TraceError,
     UntracedParameterError,
@@ -55,6 +56,7 @@ __all__ = [
     "PlanError",
     "Proof",
     "PruningOptions",
+    "RuleError",
     "Sensitivity",
     "Stage",
     "StructPruneError",
@@ -74,6 +76,7 @@ __all__ = [
     "prune_checkpoint",
     "prune_model",
     "recalibrate",
+    "rules",
     "save",
     "trace",
     "transfer",

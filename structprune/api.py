@@ -12,6 +12,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from structprune.apply.optimizer_state import check_optimizer
+from structprune.ir.registry import Registry
 from structprune.ir.slices import Mask
 from structprune.meta.forward import collection_paused
 from structprune.meta.replica import Model, held_tensors
@@ -22,7 +23,7 @@ from structprune.plan.removal import read_channels, removal
 from structprune.planning import make_plan
 from structprune.resolve.resolution import resolve
 from structprune.select.budget import select
-from structprune.select.options import Granularity, PruningOptions, Ratio, Settings, read_settings
+from structprune.select.options import Granularity, PruningOptions, Ratio, Settings, read_rules, read_settings
 from structprune.tracing.checks import check_model
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.session import Session
@@ -73,6 +74,7 @@ def prune_model(
             - ``ignore``: modules or parameters that stay, by pattern or themselves.
             - ``keep_representation``: whether the input of the last layers stays whole.
             - ``allow_untraced``: whether parameters that no forward read are no matter.
+            - ``rules``: what you know of operators and modules, a ``structprune.rules.Registry``.
 
     Returns:
         The pruned model, an ordinary module of the same class. With ratio 0 an equal copy.
@@ -130,6 +132,7 @@ def plan_removal(
     *,
     example_inputs: Any = None,
     allow_untraced: bool = False,
+    rules: Registry | None = None,
 ) -> Plan:
     """Plan to remove exactly these channels, with all that leaves with them, and change nothing.
 
@@ -139,6 +142,7 @@ def plan_removal(
             channels that it produces.
         example_inputs: As for ``prune_model``.
         allow_untraced: As for ``prune_model``.
+        rules: As for ``prune_model``.
 
     Returns:
         The plan. What else goes is in its notes: channels that are added to these, such as those of other layers of a
@@ -157,17 +161,18 @@ def plan_removal(
     """
     check_model(model)
     with collection_paused():
-        settings = replace(read_channels(model, channels), allow_untraced=allow_untraced)
+        settings = replace(read_channels(model, channels), allow_untraced=allow_untraced, rules=read_rules(rules))
         return removal(Planner(model, held_tensors(model), settings, example_inputs), settings)
 
 
 @ordinary_tensors()
-def trace(model: nn.Module, example_inputs: Any = None) -> DependencyGraph:
+def trace(model: nn.Module, example_inputs: Any = None, *, rules: Registry | None = None) -> DependencyGraph:
     """Find out which slices of a model's tensors can only leave together, and which must stay.
 
     Args:
         model: Any network of PyTorch operators; it is not changed.
         example_inputs: As for ``prune_model``.
+        rules: As for ``prune_model``.
 
     Returns:
         The graph: ``.groups``, ``.frozen``, ``.unknown_operators``, ``.explain(name)``, and a summary as text.
@@ -184,4 +189,4 @@ def trace(model: nn.Module, example_inputs: Any = None) -> DependencyGraph:
         return select(graph, settings, scores).present
 
     with collection_paused():
-        return resolve(Session(model, example_inputs), choose).graph
+        return resolve(Session(model, example_inputs, read_rules(rules)), choose).graph

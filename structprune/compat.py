@@ -28,7 +28,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 # Nested arguments and results as PyTorch itself walks them. ``torch.utils.pytree`` is not in every version.
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 __all__ = [
     "FLOAT8_E8M0",
@@ -52,8 +52,10 @@ __all__ = [
     "overloads_of",
     "schema_of",
     "storage_key",
+    "tree_flatten",
     "tree_leaves",
     "tree_map_only",
+    "tree_unflatten",
 ]
 
 # Base classes that ``isinstance`` is asked with: those of every dimension, and lazy and synchronised ones.

@@ -18,6 +18,7 @@ __all__ = [
     "NothingToPruneError",
     "OptionError",
     "PlanError",
+    "RuleError",
     "StructPruneError",
     "TraceError",
     "UntracedParameterError",
@@ -50,6 +51,10 @@ class TraceError(StructPruneError):
 
 class UntracedParameterError(TraceError):
     """A parameter that no traced forward read has a size that the cut would change."""
+
+
+class RuleError(StructPruneError, ValueError):
+    """A rule of a user's fails or returns what fits no output, or a registry cannot take what it is given."""
 
 
 class VerificationError(StructPruneError):

@@ -23,7 +23,7 @@ from tests.support import timing, vision
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # Public, and no single object of the reference.
-MODULES = {"demo", "transfer"}
+MODULES = {"demo", "rules", "transfer"}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _TOOLS = sorted((DOCS / "tools").glob("*.md"))
 _PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if page.exists()]

@@ -22,10 +22,10 @@ PACKAGE = Path(structprune.__file__).parent
 NAMES = [
     "CheckpointError", "Comparison", "ConfigChange", "DependencyGraph", "FlopCount", "Group", "GroupPlan", "InputError",
     "Latency", "LatencyOptions", "Measured", "ModelError", "ModuleCost", "NothingToPruneError", "OptionError", "Plan",
-    "PlanError", "Proof", "PruningOptions", "Sensitivity", "Stage", "StructPruneError", "TraceError",
+    "PlanError", "Proof", "PruningOptions", "RuleError", "Sensitivity", "Stage", "StructPruneError", "TraceError",
     "UntracedParameterError", "VerificationError", "compare", "count_flops", "demo", "fit_config", "load",
     "measure_latency", "plan_of", "plan_pruning", "plan_removal", "prove", "prune_checkpoint", "prune_model",
-    "recalibrate", "save", "trace", "transfer",
+    "recalibrate", "rules", "save", "trace", "transfer",
 ]  # fmt: skip
 
 # Every package may import those before it; the order of the data.

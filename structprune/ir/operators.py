@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from structprune.ir.slices import Labels
+from structprune.ir.tensors import tensors_among, tensors_of
 
 Result: TypeAlias = Labels | list[Labels]
 # Called with a ``structprune.rules.Call``.
@@ -38,7 +39,9 @@ class OperatorSpec:
 
     Attributes:
         name: Without overload and trailing underscore: ``"mylibrary::swish"``; of ATen if it names no namespace.
-        rule: How labels cross it, see ``Call``; ``None``: what reaches it stays, and it is listed as unknown.
+        rule: How labels cross it: a function of a ``Call`` that returns the labels of the output, or a list of them for
+            every output and then for every argument that it writes into. ``None``: what reaches it stays, and it is
+            listed as unknown.
         asks: Whether the rule asks ``Call.choose``.
         sizes: Arguments that say how large something is, beside those that are so in every operator: they follow a cut.
         flops: FLOPs of a call from its arguments and its result, two for a multiply and add; ``None``: by PyTorch's own
@@ -104,6 +107,7 @@ class Operator:
         name: Its base name: ``aten::add`` for ``add_`` too.
         in_place: Whether it writes into its first operand.
         out_variant: Whether it writes its results into tensors that it is given.
+        writes: Other arguments that it writes into.
         parameters: The names of its arguments.
         defaults: Their defaults.
         settings: The arguments that must not change with a cut: numbers, words, flags, dimensions.
@@ -114,10 +118,18 @@ class Operator:
     name: str
     in_place: bool
     out_variant: bool
+    writes: tuple[str, ...]
     parameters: tuple[str, ...]
     defaults: dict[str, Any]
     settings: tuple[str, ...]
     spec: OperatorSpec
+
+    def results(self, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> list[torch.Tensor]:
+        """The tensors that a call gives: what it returned, then the arguments that it wrote into."""
+        if not self.writes:
+            return tensors_of(out)
+        given = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        return [*tensors_of(out), *tensors_among(given.get(name) for name in self.writes)]
 
 
 def nothing(args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import torch
 
 from structprune.ir.operators import Operator, OperatorSpec
+from structprune.ir.registry import Registry
 from structprune.ir.slices import Ids, Labels
 
 _MASKS = (torch.bool, torch.uint8)
@@ -130,7 +131,7 @@ class Node:
         replay: For a parametric node: computes it again from other weights.
         constants: The values of its operands and outputs that are constants: they may hold a number that was computed
             from a size. ``None`` for what is no constant, ``LARGE`` where they are not kept.
-        writes: Whether it writes into its first operand.
+        writes: Whether it writes into what it is given.
         returns_list: Whether it returns several tensors, or a list of one.
         places: Positions that it was given along dimensions without labels: no shape shows them.
         choices: What it asked of how it is to be read, by a name for each question.
@@ -187,6 +188,7 @@ class Record:
 
     training: bool
     on_meta: bool = False
+    rules: Registry | None = None
     nodes: list[Node] = field(default_factory=list)
     returned: list[tuple[int, int]] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)

@@ -1,6 +1,8 @@
 """All that is known of operators, one file per family; ``OPERATORS`` has them by name."""
 
+from structprune.ir.registry import Registry
 from structprune.ops import (
+    boundary,
     contraction,
     costless,
     creation,
@@ -14,12 +16,12 @@ from structprune.ops import (
     spatial,
     writing,
 )
-from structprune.ops.registry import Registry
 
 __all__ = ["OPERATORS"]
 
 _FAMILIES = (
     contraction, normalisation, elementwise, movement, pieces, reduction, spatial, indexing, writing, creation,
-    recurrent, costless,
+    recurrent, boundary, costless,
 )  # fmt: skip
 OPERATORS = Registry(spec for family in _FAMILIES for spec in family.SPECS)
+Registry.built_in = OPERATORS

@@ -9,7 +9,6 @@ import torch
 from structprune.ir.operators import each, free
 from structprune.ir.slices import Ids, Labels
 from structprune.ops import scaling, shapes
-from structprune.ops.boundary import LEAVES
 from structprune.ops.call import Call
 from structprune.ops.creation import freeze_if_seeded
 
@@ -80,12 +79,6 @@ def leaves_the_tracer(call: Call) -> list[Labels]:
     return []
 
 
-def leaves_pytorch(call: Call) -> list[Labels]:
-    """What other code does with a tensor's memory is not seen."""
-    call.freeze_all(f"leaves PyTorch through {call['how']}")
-    return []
-
-
 def gated_linear_unit(call: Call) -> Labels:
     """``a * sigmoid(b)`` with ``a`` and ``b`` the halves of one dimension."""
     x = call["self"]
@@ -116,6 +109,5 @@ SPECS = (
     *free("floor_divide fmod heaviside remainder", pointwise, has_steps=True),
     *each("fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine_cachemask", has_steps=True),
     *free("_local_scalar_dense", leaves_the_tracer, reads_values=True),
-    *free(LEAVES, leaves_pytorch),
     *free("glu", gated_linear_unit),
 )

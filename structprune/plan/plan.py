@@ -15,6 +15,7 @@ from structprune.apply.cut import AttributeChange, Cut, Vector
 from structprune.apply.optimizer_state import check_optimizer
 from structprune.apply.slicing import cut_copy, cut_in_place, module_at
 from structprune.errors import PlanError
+from structprune.ir.registry import Registry
 from structprune.meta.forward import collection_paused
 from structprune.meta.replica import Model, held_tensors, named_tensors, walk
 from structprune.meta.surroundings import ordinary_tensors
@@ -52,6 +53,7 @@ class Plan:
             number from a width, as attention does its scale: with the gains the number makes no difference.
         plain: Those among ``shapes`` that are no parameters or buffers but plain attributes of modules, and are cut.
         examples: The calls that the model was traced with, to verify a cut by; the JSON of a plan leaves them out.
+        rules: The rules that it was made with, likewise.
     """
 
     model: str
@@ -68,6 +70,7 @@ class Plan:
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     plain: tuple[str, ...] = ()
     examples: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    rules: Registry | None = field(default=None, repr=False, compare=False)
 
     @property
     def cut(self) -> Cut:
@@ -84,6 +87,7 @@ class Plan:
         optimizer: torch.optim.Optimizer | None = None,
         verify: Literal["auto"] | bool = "auto",
         example_inputs: Any = None,
+        rules: Registry | None = None,
     ) -> Model:
         """Cut a model as planned, and verify it.
 
@@ -97,6 +101,7 @@ class Plan:
                 plan that the pruned model carries has a note.
             example_inputs: What to verify with (default: what the plan was made with; after ``from_json`` they are
                 inferred).
+            rules: The rules to verify with (default: those that the plan was made with).
 
         Returns:
             The pruned model: a copy, or ``model`` itself with ``inplace``. It carries the plan, after what it
@@ -115,7 +120,8 @@ class Plan:
             # Before the cut: what is carried may be from another release.
             carried = _whole(carried_plan(model), self)
             pruned = None if inplace else cut_copy(model, self.cut)
-            unverified = Plan.verifies(self, model, pruned, verify, example_inputs)
+            checked = self if rules is None else replace(self, rules=rules)
+            unverified = Plan.verifies(checked, model, pruned, verify, example_inputs)
             if unverified:
                 carried = replace(carried, notes=(*carried.notes, unverified))
             marks = {CARRIED: carried.to_json()} if self.kept else {}

@@ -43,7 +43,7 @@ class Planner:
         self, model: nn.Module, weights: Mapping[str, torch.Tensor], settings: Settings, example_inputs: Any
     ) -> None:
         self._model = model
-        self._session = Session(model, example_inputs)
+        self._session = Session(model, example_inputs, settings.rules)
         self._ranking = ranking_of(settings.importance, model, weights)
         self._known: Resolved | None = None
 
@@ -151,6 +151,7 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
         notes=(*graph.notes, *selection.notes, *stale_sizes(model, cut, shapes)),
         params=(sum(p.numel() for p in parameters.values()), left),
         macs=(graph.records[0].macs, resolved.macs),
+        rules=settings.rules,
     )
 
 
@@ -164,6 +165,7 @@ def _plain(settings: Settings) -> dict[str, Any]:
     plain["target"] = settings.target.asked if settings.target else None
     plain["finer"] = list(settings.finer) if settings.finer else None
     channels = {name: list(indices) for name, indices in plain.pop("channels").items()}
+    plain["rules"] = settings.rules.added if settings.rules else []
     return {**plain, "ignore": list(settings.ignore), **({"channels": channels} if channels else {})}
 
 

@@ -294,7 +294,7 @@ def _arrivals(session: Session, dense: Record) -> Arrivals:
     hold_sizes(model)
     space = SliceSpace()
     labels = labels_of(session.replica, space)
-    observer = Discovery(space, Coupling(space), {}, run_on_meta, training=dense.training)
+    observer = Discovery(space, Coupling(space), {}, run_on_meta, training=dense.training, rules=dense.rules)
     arrivals = Arrivals(observer.record.nodes, dense)
     with arrivals:
         session.follow(model, observer, labels)

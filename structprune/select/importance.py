@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from structprune.errors import ModelError, OptionError
+from structprune.errors import ModelError, OptionError, described
 from structprune.ir.record import Node
 from structprune.ir.slices import Ids
 from structprune.meta.replica import named_tensors
-from structprune.select.options import Criterion, Importance
+from structprune.select.options import Criterion, Importance, is_over_graph
 from structprune.tracing.groups import DependencyGraph, Group, Producer
 
 Scores = npt.NDArray[np.float64]
@@ -154,9 +154,9 @@ class Random:
 
 
 class Scored:
-    """Scores by a function of a group."""
+    """Scores by a function of a group, or of the graph."""
 
-    def __init__(self, criterion: Criterion) -> None:
+    def __init__(self, criterion: Callable[[Any], Any]) -> None:
         self.notes: list[str] = []
         self._criterion = criterion
 
@@ -167,9 +167,21 @@ class Scored:
             OptionError: That is not a finite number for each channel.
         """
         scores = np.zeros(graph.space.size)
+        given = self._of_graph(graph) if is_over_graph(self._criterion) else None
         for group in groups:
-            scores[group.channels] = read_scores(self._criterion(group), self._criterion, group)
+            own = self._criterion(group) if given is None else given[group.index]
+            scores[group.channels] = read_scores(own, self._criterion, group)
         return scores
+
+    def _of_graph(self, graph: DependencyGraph) -> Sequence[Any]:
+        given = self._criterion(graph)
+        if not isinstance(given, Sequence) or len(given) != len(graph.groups):
+            what = f"{len(given)} entries" if isinstance(given, Sequence) else described(given)
+            raise OptionError(
+                f"importance={name_of(self._criterion)} returned {what}; expected a list with the scores of each of "
+                f"the {len(graph.groups)} groups of the graph, in their order."
+            )
+        return given
 
 
 def read_scores(given: Any, criterion: Criterion, group: Group) -> Scores:

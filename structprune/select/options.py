@@ -14,15 +14,17 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from structprune.errors import OptionError, described, nearest
+from structprune.ir.registry import Registry
 from structprune.measure.runner import LatencyOptions, read_setting
 from structprune.select.patterns import Names, matches
-from structprune.tracing.groups import Group
+from structprune.tracing.groups import DependencyGraph, Group
 
 Pattern = str | nn.Module | torch.Tensor
 # The keys are patterns, of any of their kinds.
 Ratio = float | Mapping[Any, float]
 Criterion = Callable[[Group], Any]
-Importance = Literal["l2", "l1", "random"] | Criterion
+CriterionOverGraph = Callable[[DependencyGraph], Sequence[Any]]
+Importance = Literal["l2", "l1", "random"] | Criterion | CriterionOverGraph
 Granularity = Literal["filter", "channel"]
 TARGETS = ("macs", "params", "latency", "speedup")
 _GRANULARITIES = ("filter", "channel")
@@ -68,8 +70,9 @@ class PruningOptions(TypedDict, total=False):
         speedup: In place of ``ratio``: the factor, above 1, by which to become faster, measured on the device.
         measure: How ``latency`` and ``speedup`` are measured, see ``LatencyOptions`` (default: as ``compare``).
         importance: ``"l2"`` (default) or ``"l1"``: rank channels by the norm of the filters that produce
-            them; ``"random"``: by PyTorch's random numbers; an object of ``torch_pruning.importance``; or a
-            function of a ``Group`` that returns a score for each of its ``channels``.
+            them; ``"random"``: by PyTorch's random numbers; an object of ``torch_pruning.importance``; a
+            function of a ``Group`` that returns a score for each of its ``channels``; or one of the whole graph,
+            see ``structprune.rules.over_graph``.
         scope: ``"local"`` (default): the ratio holds in every layer. ``"global"``: it holds for all layers
             together, and those whose channels matter less, beside the mean of their layer, lose more.
         max_ratio: The largest share of its channels that any layer may lose, in (0, 1], or a dict from pattern to
@@ -87,6 +90,7 @@ class PruningOptions(TypedDict, total=False):
         keep_representation: Leave alone what the last contractions before the outputs read (default: True).
         allow_untraced: Prune although no traced forward read a parameter of a size that changes
             (default: False).
+        rules: What you know of operators and modules, beside what structprune knows: a ``structprune.rules.Registry``.
     """
 
     macs: float
@@ -103,6 +107,29 @@ class PruningOptions(TypedDict, total=False):
     ignore: Pattern | Sequence[Pattern]
     keep_representation: bool
     allow_untraced: bool
+    rules: Registry
+
+
+_OVER_GRAPH = "_structprune_over_graph"
+
+
+def over_graph(criterion: CriterionOverGraph) -> CriterionOverGraph:
+    """Mark a criterion that looks at all groups together.
+
+    Args:
+        criterion: A function of a ``DependencyGraph`` that returns a list: for each of ``graph.groups``, in their
+            order, a score for each of its channels.
+
+    Returns:
+        The function, to be given as ``importance=``.
+    """
+    setattr(criterion, _OVER_GRAPH, True)
+    return criterion
+
+
+def is_over_graph(criterion: Any) -> bool:
+    """Whether a criterion is asked once for a whole graph."""
+    return bool(getattr(criterion, _OVER_GRAPH, False))
 
 
 @dataclass(frozen=True)
@@ -141,6 +168,7 @@ class Settings:
     target: Target | None = None
     finer: tuple[int, float] | None = None
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rules: Registry | None = None
 
     def most_of(self, group: Group) -> float | None:
         """The largest share that a group may lose, that of the layer which may lose least; ``None``: no limit."""
@@ -195,7 +223,19 @@ def read_settings(ratio: Any, granularity: Any, model: nn.Module, options: Mappi
         allow_untraced=bool(options.get("allow_untraced", False)),
         compensate=_read_compensate(options.get("compensate", False)),
         target=target,
+        rules=read_rules(options.get("rules")),
     )
+
+
+def read_rules(rules: Any) -> Registry | None:
+    """Check an option ``rules``.
+
+    Raises:
+        OptionError: It is no registry.
+    """
+    if rules is not None and not isinstance(rules, Registry):
+        raise OptionError(f"rules is {described(rules)}; expected a structprune.rules.Registry.")
+    return rules
 
 
 def _read_target(ratio: Any, options: Mapping[str, Any]) -> Target | None:

@@ -9,10 +9,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from structprune.errors import RuleError, brief
 from structprune.ir.operators import Operator
 from structprune.ir.record import Choice, Node, Place, Record, Tie
+from structprune.ir.registry import Registry, rule_name
 from structprune.ir.slices import Coupling, Ids, Labels, SliceSpace
 from structprune.ir.tensors import tensors_of
+from structprune.ops import OPERATORS
 from structprune.ops.call import Effect
 
 T = TypeVar("T")
@@ -64,10 +67,11 @@ class Discovery:
         training: bool,
         on_meta: bool = False,
         whys: Mapping[str, str] = MappingProxyType({}),
+        rules: Registry | None = None,
     ) -> None:
         self.on_meta = on_meta
         self.watches = True
-        self.record = Record(training, on_meta)
+        self.record = Record(training, on_meta, rules)
         self._space = space
         self._coupling = coupling
         self._readings = readings
@@ -94,8 +98,14 @@ class Discovery:
         return labels
 
     def rule_failed(self, node: Node, error: Exception) -> list[Labels]:
-        """On the dense network that is a fault of the rule."""
-        raise error
+        """On the dense network that is a fault of the rule.
+
+        Raises:
+            RuleError: The rule is a user's.
+        """
+        if self.record.rules is None or node.spec is OPERATORS.spec(node.op):
+            raise error
+        raise RuleError(f"{node.where}: {rule_name(node.spec)} failed: {brief(error)}") from error
 
     def output(self, ids: Ids) -> None:
         """A dimension of an output stays."""

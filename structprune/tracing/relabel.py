@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from structprune.ir.record import Node, Output, Record, Value
+import torch
+
+from structprune.ir.record import Asked, Node, Output, Record, Value
 from structprune.ir.slices import Labels
-from structprune.ir.tensors import tensors_of
 from structprune.ops.call import Call
 from structprune.tracing.arguments import places
 from structprune.tracing.discovery import RAN, Discovery
@@ -14,13 +15,18 @@ from structprune.tracing.tracer import apply_rule
 _MOST_DIMS = 64
 
 
+def results_of(asked: Asked) -> list[torch.Tensor]:
+    """The tensors that a recorded call gave."""
+    return asked.operator.results((), asked.arguments, asked.out)
+
+
 def can_relabel(record: Record) -> bool:
     """Whether every tensor still has the shape that its operators saw; some change it in place."""
     for node in record.nodes:
         if node.asked is not None:
             if [tuple(t.shape) for t in node.asked.tensors] != node.shapes:
                 return False
-            if [tuple(t.shape) for t in tensors_of(node.asked.out)] != [o.shape for o in node.outputs]:
+            if [tuple(t.shape) for t in results_of(node.asked)] != [o.shape for o in node.outputs]:
                 return False
     return True
 
@@ -61,7 +67,9 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
         op, arguments, tensors, out = old.asked
         if old.spec.placed:
             node.places = places({**op.defaults, **arguments}, values[0].labels)
-        made = apply_rule(observer, op, Call(observer, op, arguments, tensors, values, node, out), tensors_of(out))
+        made = apply_rule(
+            observer, op, Call(observer, op, arguments, tensors, values, node, out), results_of(old.asked)
+        )
         node.outputs = [
             Output(before.shape, before.dtype, before.device, la) for before, la in zip(old.outputs, made, strict=True)
         ]

@@ -13,6 +13,7 @@ from torch import nn
 from structprune.errors import InputError, StructPruneError, brief
 from structprune.inputs import Invocations, infer_inputs, read_inputs
 from structprune.ir.record import Record
+from structprune.ir.registry import Registry
 from structprune.ir.slices import Coupling, Labels, SliceSpace
 from structprune.meta.caches import undisturbed
 from structprune.meta.forward import not_inferred, reads_values, running, way_on
@@ -32,6 +33,7 @@ from structprune.tracing.discovery import Decisions, Discovery, Readings
 from structprune.tracing.flow import freeze_unread
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.layers import couple_states
+from structprune.tracing.opaque import opaque_modules
 from structprune.tracing.outputs import output_tensors
 from structprune.tracing.relabel import can_relabel, relabel
 from structprune.tracing.tracer import Observer, Tracer
@@ -46,10 +48,12 @@ class Session:
         examples: The calls in evaluation as they were given, or inferred.
         training_examples: The same in training, of two samples where one was given; empty if it does not run.
         notes: What the user should know about the trace.
+        rules: What is known of operators, if it is more than structprune knows.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any = None) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any = None, rules: Registry | None = None) -> None:
         self.model_name = type(model).__name__
+        self.rules = rules
         self.replica = meta_replica(model)
         self.notes: list[str] = []
         self.calls: dict[bool, Invocations] = {}
@@ -124,6 +128,7 @@ class Session:
                 training=mode,
                 on_meta=self._on_meta,
                 whys=decisions.whys,
+                rules=self.rules,
             )
             for mode in modes
             if mode in self.calls
@@ -249,7 +254,8 @@ def follow(
     for name, tensor in held_tensors(model).items():
         tracer.know(name, tensor, labels[name])
     held: list[tuple[int, int, Labels]] = []
-    with running(model, record.training, decomposed=decomposed), undisturbed(model):
+    kinds = record.rules.opaque_modules if record.rules else ()
+    with running(model, record.training, decomposed=decomposed), undisturbed(model), opaque_modules(model, kinds):
         for call in calls:
             call = call.mapped(_own_copy)  # a forward may write into what it is given
             tracer.give((call.args, call.kwargs))

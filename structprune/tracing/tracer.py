@@ -22,7 +22,7 @@ from structprune.errors import TraceError
 from structprune.ir.operators import Operator
 from structprune.ir.record import LARGE, Asked, Constant, Node, Output, Record, Value
 from structprune.ir.slices import Ids, Labels
-from structprune.ir.tensors import memory_of, tensors_among, tensors_of
+from structprune.ir.tensors import memory_of, tensors_among
 from structprune.meta.costs import is_counted, operator_flops
 from structprune.meta.forward import module_paths, unseen
 from structprune.meta.twins import Twins
@@ -31,7 +31,6 @@ from structprune.ops import OPERATORS
 from structprune.ops.boundary import LEAVES
 from structprune.ops.call import Call, Recorder
 from structprune.ops.recurrent import unfused
-from structprune.ops.registry import Registry
 from structprune.tracing.arguments import comparable, places, source_line
 
 # Values this small are kept, so that a constant computed from a size can be compared with another.
@@ -74,10 +73,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # They arrive here too, where they are refused by name.
     supports_higher_order_operators = True
 
-    def __init__(self, observer: Observer, device: torch.device | None = None, operators: Registry = OPERATORS) -> None:
+    def __init__(self, observer: Observer, device: torch.device | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._operators = operators
         self._observer = observer
+        self._rules = observer.record.rules or OPERATORS
         self._device = device
         # A name for this run that keeps nothing alive: it is on every tensor.
         self._run = object()
@@ -134,7 +133,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         raise TraceError(unseen(operator, self._modules[-1] if self._modules else ""))
 
     def _traced(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        op = self._operators.of(func)
+        op = self._rules.of(func)
         parts = unfused(op, args, kwargs)
         if parts is not None:
             with self:
@@ -155,7 +154,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node.sources = tuple([(v.node, v.output) for v in values])
         node.spec = op.spec
         node.settings = tuple([(n, comparable(arguments.get(n, op.defaults[n]))) for n in op.settings])
-        node.writes = op.in_place
+        node.writes = op.in_place or bool(op.writes)
         if op.spec.placed:
             node.places = places({**op.defaults, **arguments}, values[0].labels)
         if op.spec.asks:
@@ -169,7 +168,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             node.fails = True
             self._nodes.append(node)
             raise
-        results = tensors_of(out)
+        results = op.results(args, kwargs, out)
         node.returns_list = isinstance(out, (list, tuple))
         call = Call(self._observer, op, arguments, tensors, values, node, out)
         if self._unfilled or op.spec.values == "none":
@@ -191,16 +190,22 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
             sources = {id(t): s for t, s in zip(tensors, node.sources, strict=True)}
-            node.replay = _replay(func, args, kwargs, sources, copies=op.in_place or op.out_variant)
+            node.replay = _replay(func, args, kwargs, sources, copies=node.writes or op.out_variant)
         if not self._observer.record.training:
             node.macs = _macs(op, args, kwargs, out)
         self._nodes.append(node)
         self._mark(node, results, labels, constant)
-        if op.in_place and tensors and is_view(tensors[0]):
-            self._rewritten[memory_of(tensors[0])] = node.index
-            if not constant:
-                self._computed.add(memory_of(tensors[0]))
+        for tensor in self._written(op, tensors, results):
+            if is_view(tensor):
+                self._rewritten[memory_of(tensor)] = node.index
+                if not constant:
+                    self._computed.add(memory_of(tensor))
         return out
+
+    def _written(self, op: Operator, tensors: list[torch.Tensor], results: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The arguments that an operator wrote into, but those that take its results (``out=``)."""
+        others = [t for t in results if any(t is own for own in tensors)] if op.writes else []
+        return [*(tensors[:1] if op.in_place else ()), *others]
 
     def _note_constants(
         self,
@@ -216,8 +221,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         drawn = _DRAWN in op.func.tags and arguments.get("generator") is None
         constants = [self._is_constant(t, v) for t, v in zip(tensors, values, strict=True)]
         constant = all(constants) and op.spec.values != "none" and not drawn
-        if op.in_place and constants:
-            constants[0] = constant  # it is looked at once it is written
+        for tensor in self._written(op, tensors, results):  # they are looked at once they are written
+            constants[next(i for i, own in enumerate(tensors) if own is tensor)] = constant
         all_of_them = (*constants, *[constant] * len(results))
         node.constants = [_kept(t) if c else None for t, c in zip((*tensors, *results), all_of_them, strict=True)]
         return constant
@@ -273,7 +278,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return ()
         found = []
         if self._unfilled and not op.func.is_view:
-            written = {0} if op.in_place else set()
+            written = {i for i, t in enumerate(tensors) if any(t is w for w in self._written(op, tensors, results))}
             if op.out_variant:
                 written = set(range(len(tensors) - len(results), len(tensors)))
             for position, tensor in enumerate(tensors):
@@ -313,19 +318,36 @@ def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch
     try:
         got = op.spec.rule(call.of_values(results) if op.out_variant else call)
         labels = got if isinstance(got, list) else [got]
-        if op.out_variant:
-            _write_out(call, results, labels)
+        if op.out_variant or op.writes:
+            _write_out(call, results, labels, parts=not op.out_variant)
+        if observer.record.rules is not None:
+            _check_labels(results, labels)
     except Exception as error:
         return observer.rule_failed(call.node, error)
     return labels + [(None,) * t.ndim for t in results[len(labels) :]]
 
 
-def _write_out(call: Call, results: list[torch.Tensor], labels: list[Labels]) -> None:
-    """``out=``: what an operator returns fills tensors that were there, which must have its size."""
+def _check_labels(results: list[torch.Tensor], labels: list[Labels]) -> None:
+    """What a rule of a user's returns has to fit the outputs."""
+    shapes = [list(t.shape) for t in results]
+    if len(labels) > len(results):
+        raise ValueError(f"it returned labels for {len(labels)} tensors, and there are {len(results)}: {shapes}")
+    for i, (shape, own) in enumerate(zip(shapes, labels, strict=False)):
+        if not isinstance(own, tuple) or len(own) != len(shape):
+            raise ValueError(f"output {i} has {len(shape)} dimensions; expected a tuple of as many labels, got {own!r}")
+        for dim, (size, ids) in enumerate(zip(shape, own, strict=True)):
+            if ids is not None and len(ids) != size:
+                raise ValueError(f"dim {dim} of output {i} has {size} entries, and {len(ids)} labels")
+
+
+def _write_out(call: Call, results: list[torch.Tensor], labels: list[Labels], *, parts: bool) -> None:
+    """What an operator writes into tensors that were there must have their size; may they be parts of others?"""
     for tensor, made in zip(results, labels, strict=False):
+        if not any(tensor is own for own in call.tensors):
+            continue
         for dim, ids in enumerate(call.labels(tensor)):
             call.couple(made[dim], ids, "is written into a tensor of fixed size")
-            if is_view(tensor):
+            if is_view(tensor) and not parts:
                 call.freeze(ids, "is written into a part of another tensor")
 
 

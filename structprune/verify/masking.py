@@ -97,7 +97,7 @@ class MaskedRun:
             self.mixed.append(node.where)
             surrogate = op.spec.surrogate
             if surrogate is None:
-                raise UnprovableError(f"{node.where} mixes channels and has no surrogate")
+                raise UnprovableError(f"{node.where} mixes channels and has no surrogate, see structprune.rules")
             args, kwargs = self._masked(node.mixed, surrogate.fill, args, kwargs)
             if surrogate.function is not None:
                 arguments = {**op.defaults, **dict(zip(op.parameters, args, strict=False)), **kwargs}

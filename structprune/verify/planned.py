@@ -21,7 +21,7 @@ class Planned(Discovery):
     """A run of the dense network that reads ambiguous operators as the plan must have: so that it tears no channel."""
 
     def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan, run: Run, *, training: bool = False) -> None:
-        super().__init__(space, coupling, {}, run, training=training)
+        super().__init__(space, coupling, {}, run, training=training, rules=plan.rules)
         self._gone = np.zeros(space.size, dtype=bool)
         for axis in space.axes:
             self._gone[axis.ids] = ~kept_along(plan, axis)

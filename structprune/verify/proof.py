@@ -12,12 +12,14 @@ from torch import nn
 
 from structprune.apply.slicing import cut_values
 from structprune.compat import NormWithStatistics
-from structprune.errors import PlanError
+from structprune.errors import OptionError, PlanError
 from structprune.inputs import Invocations
+from structprune.ir.registry import Registry
 from structprune.meta.given import check_module
 from structprune.meta.replica import duplicate, held_tensors, walk
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import Plan, carried_plan, plan_of
+from structprune.select.options import read_rules
 from structprune.tracing.checks import check_model
 from structprune.tracing.discovery import is_float
 from structprune.tracing.session import Session
@@ -71,7 +73,7 @@ class Proof:
 
 
 @ordinary_tensors()
-def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Proof:
+def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None, *, rules: Registry | None = None) -> Proof:
     """Compare a pruned model with the dense one whose removed channels are masked.
 
     Both run in float64 with the same random weights (zero-initialised layers would hide errors), in evaluation mode,
@@ -83,6 +85,7 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
         dense: The model before pruning; unchanged.
         pruned: What ``structprune.prune_model`` or ``Plan.apply`` made of it; unchanged.
         example_inputs: As for ``structprune.prune_model``; only shapes and integers matter.
+        rules: As for ``structprune.prune_model``.
 
     Returns:
         The proof, with the largest error, its power, and the reason if it failed.
@@ -90,15 +93,20 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> Pr
     Raises:
         PlanError: ``pruned`` carries no plan, or its plan is not for ``dense``.
         InputError: The inputs could not be inferred, or do not run.
+        OptionError: The plan was made with rules, and none are given.
     """
     check_module(pruned)
     plan = plan_of(pruned)
     first = carried_plan(dense)
     if first is not None and not plan.fits(dense):
         plan = plan.after(first)
+    plan = replace(plan, rules=read_rules(rules))
+    needed = plan.settings.get("rules")
+    if needed and rules is None:
+        raise OptionError(f"The plan was made with rules for {', '.join(needed)}: give the registry as rules=.")
     _check_pair(plan, dense, pruned)
     check_model(dense)
-    session = Session(dense, example_inputs)
+    session = Session(dense, example_inputs, plan.rules)
     calls = _with_random_inputs(session.examples)
     proof, gain = Proof(False, math.nan, math.nan, reason="nothing was compared"), _GAINS[0]
     for gain in _GAINS:

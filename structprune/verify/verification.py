@@ -122,7 +122,7 @@ def _candidates(plan: Plan, model: nn.Module, example_inputs: Any) -> Iterator[I
     else:
         try:
             # Tried on the meta device: with numbers a wrong guess may take minutes, and more memory than there is.
-            calls = Session(model).examples
+            calls = Session(model, rules=plan.rules).examples
         except StructPruneError:
             return
     varied = _varied(calls)
