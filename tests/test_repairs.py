@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import re
 from typing import Any
 
 import pytest
@@ -174,3 +176,24 @@ def test_integers_remember_their_holders() -> None:
         assert value == expected and type(value) is HeldInt
     assert (a * b).origins == a.origins | b.origins and (a * b).holders == [*a.holders, *b.holders]
     assert isinstance(a / b, float) and copy.deepcopy(a).origins == a.origins
+
+
+def test_the_log_tells_the_story_of_a_plan(caplog: pytest.LogCaptureFixture) -> None:
+    """Which interpretation, which repair, what was given up and why."""
+    with caplog.at_level(logging.DEBUG, logger="structprune"):
+        heads = network(Heads(32))
+        heads(IMAGE)
+        structprune.plan_pruning(heads, 0.5, example_inputs=IMAGE, round_to=1)
+        with pytest.raises(structprune.NothingToPruneError):
+            model = FromSize(lambda h: h + h.shape[1])
+            structprune.plan_pruning(model, 0.5, example_inputs=torch.zeros(2, 8), keep_representation=False)
+    said = caplog.text
+    for part in (
+        r"aten::view splitting of dim \d at .*test_repairs\.py:\d+ is interpreted as dim \d, else",
+        r"trial 1: fails at view in .*: fails: shape '.*' is invalid",
+        r"let sizes follow: 1.heads follows dim \d of output \d of operator \d+ in evaluation",
+        r"trial \d: passes",
+        r"freeze: .*cannot shrink here: its number 'other' becomes 8, was 16: it depends on the size",
+    ):
+        assert re.search(part, said), (part, said)
+    assert "torch/_dynamo" not in said

@@ -30,7 +30,7 @@ from structprune.ops.scaling import (
     distinct,
     uniform,
 )
-from structprune.resolve.replay import Mismatch
+from structprune.tracing.replay import Mismatch
 
 Gains = dict[str, Vector]
 _PARAMETER = "parameter::"

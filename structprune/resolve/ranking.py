@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from structprune.apply.cut import elements_left
 from structprune.ir.slices import Mask
 from structprune.ops.movement import FROZEN
-from structprune.tracing.discovery import Decisions, reading_key
+from structprune.tracing.discovery import Decisions, question_key
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.session import Session
 
@@ -108,7 +108,7 @@ def _sketched(session: Session, choose: Chooser, decisions: Decisions, excess: E
     taken: dict[str, str | None] = {}
     for node in nodes:
         for question, choice in node.choices.items():
-            asked = reading_key(node, question)
+            asked = question_key(node, question)
             taken[asked] = choice.taken if taken.get(asked, choice.taken) == choice.taken else None
     # Of two that remove as much, the finer one: more channels to choose from.
     finer = -sum(g.width for g in graph.groups)
@@ -125,6 +125,6 @@ def ambiguous_readings(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
         for node in record.nodes:
             for question, choice in node.choices.items():
                 if choice.readings[0] != "free":
-                    key = reading_key(node, question)
+                    key = question_key(node, question)
                     found[key] = tuple(dict.fromkeys((*found.get(key, ()), *choice.readings)))
     return found

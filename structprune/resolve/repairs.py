@@ -8,7 +8,7 @@ given, or whose extent that is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,46 +16,28 @@ from torch import nn
 
 from structprune.apply.attributes import read_held
 from structprune.apply.cut import AttributeChange
-from structprune.ir.record import Node, Place, Record, Tie
+from structprune.ir.record import Place, Record, Tie
 from structprune.ir.slices import Coupling, Mask, SliceSpace
-from structprune.meta.replica import duplicate, walk
+from structprune.meta.replica import duplicate
 from structprune.meta.run import run_on_meta
-from structprune.resolve.provenance import Arrivals, Holder, hold_sizes
-from structprune.resolve.replay import Mismatch
+from structprune.resolve.counterparts import Counterparts
+from structprune.resolve.provenance import Arrivals, hold_sizes
+from structprune.resolve.state import Attempt, Proposal, Repair, Site, State
 from structprune.tracing.discovery import Discovery
 from structprune.tracing.groups import DependencyGraph
+from structprune.tracing.replay import Mismatch
 from structprune.tracing.session import Session, labels_of
 
-
-@dataclass(frozen=True, slots=True)
-class Repair:
-    """A held size that follows a labelled dimension, times a fixed factor (``reached`` is that dimension's size)."""
-
-    holder: Holder
-    place: Place
-    reached: int
-
-
-Proposal = Repair | Tie
 # Numbers made of more sizes than this are not taken apart.
 _MOST_HOLDERS = 3
-Site = tuple[bool, int]
-
-
-@dataclass
-class _Attempt:
-    """How far the proposals of one operator have been tried."""
-
-    stage: int = -1
-    proposals: list[Proposal] = field(default_factory=list)
 
 
 class Proposals:
     """Which held sizes may follow which dimensions, by where they arrive in the dense network."""
 
-    def __init__(self, session: Session, twins: Twins) -> None:
+    def __init__(self, session: Session, counterparts: Counterparts) -> None:
         self._session = session
-        self._twins = twins
+        self._counterparts = counterparts
         self._by_mode: dict[bool, Arrivals] = {}
 
     def stages(self, graph: DependencyGraph, mismatch: Mismatch) -> list[list[Proposal]]:
@@ -109,7 +91,7 @@ class Proposals:
         record = graph.record(repair.place.training)
         arrivals = self._arrivals(record)
         found = []
-        for path, node in self._twins.of(record, repair.holder.module, record.nodes[repair.place.node]):
+        for path, node in self._counterparts.of(record, repair.holder.module, record.nodes[repair.place.node]):
             holder, place = replace(repair.holder, module=path), replace(repair.place, node=node.index)
             sizes = {p: len(ids) for p, ids in record.labelled(node)}
             for reached, dim in arrivals.at(node.index):
@@ -137,68 +119,36 @@ class Proposals:
         return self._by_mode[record.training]
 
 
-class Repairs:
-    """The repairs and ties in force. Every operator that fails moves its own on by a stage."""
+def advanced(state: State, proposals: Proposals, graph: DependencyGraph, failed: Iterable[Mismatch]) -> State | None:
+    """Propose something else at the operators that failed; ``None`` if there is nothing left to propose.
 
-    def __init__(self, session: Session) -> None:
-        self.twins = Twins(session.replica)
-        self._proposals = Proposals(session, self.twins)
-        self._attempts: dict[Site, _Attempt] = {}
-        self._alike: dict[Repair, Repair] = {}
-
-    @property
-    def repairs(self) -> list[Repair]:
-        """The held sizes that follow, one place each."""
-        own = dict.fromkeys(p for a in self._attempts.values() for p in a.proposals if isinstance(p, Repair))
-        taken: dict[Holder, Repair] = {}
-        for repair in (*own, *(twin for twin, source in self._alike.items() if source in own)):
-            taken.setdefault(repair.holder, repair)
-        return list(taken.values())
-
-    @property
-    def ties(self) -> tuple[Tie, ...]:
-        """The widths that lose the same share."""
-        return tuple(dict.fromkeys(p for a in self._attempts.values() for p in a.proposals if isinstance(p, Tie)))
-
-    def behind(self, graph: DependencyGraph, mismatch: Mismatch) -> list[Place]:
-        """The dimensions whose sizes the number was computed from that an operator was given."""
-        return self._proposals.behind(graph, mismatch)
-
-    def restart(self) -> None:
-        """Forget everything: the labels mean something else now."""
-        self._attempts.clear()
-        self._alike.clear()
-
-    def advance(self, graph: DependencyGraph, mismatches: Iterable[Mismatch]) -> bool:
-        """Try something else at the operators that failed; whether there was anything left to try.
-
-        Only those that are at the surest stage move on: what they do may be what the others wait for.
-        """
-        in_force = {*self.repairs, *self.ties}
-        upcoming: dict[Site, tuple[int, list[Proposal]]] = {}
-        for mismatch in mismatches:
-            site = mismatch.training, mismatch.node.index
-            if site not in upcoming:
-                attempt = self._attempts.setdefault(site, _Attempt())
-                stages = self._proposals.stages(graph, mismatch)
-                for stage in range(attempt.stage + 1, len(stages)):
-                    new = set(stages[stage])
-                    if not new <= in_force and new != set(attempt.proposals):
-                        upcoming[site] = stage, stages[stage]
-                        break
-                else:
-                    attempt.proposals = []
-        if not upcoming:
-            return False
-        surest = min(stage for stage, _ in upcoming.values())
-        for site, (stage, proposals) in upcoming.items():
-            if stage == surest:
-                self._attempts[site] = _Attempt(stage, proposals)
-                for proposal in proposals:
-                    if isinstance(proposal, Repair):
-                        for twin in self._proposals.alike(graph, proposal):
-                            self._alike.setdefault(twin, proposal)
-        return True
+    Only those move on that have come least far: their proposals are the surest, and may mend what the others fail of.
+    """
+    in_force = {*state.repairs, *state.ties}
+    attempts = dict(state.attempts)
+    upcoming: dict[Site, Attempt] = {}
+    for mismatch in failed:
+        site = mismatch.training, mismatch.node.index
+        if site in upcoming:
+            continue
+        attempt = attempts.setdefault(site, Attempt())
+        stages = proposals.stages(graph, mismatch)
+        for stage in range(attempt.stage + 1, len(stages)):
+            new = set(stages[stage])
+            if not new <= in_force and new != set(attempt.proposals):
+                upcoming[site] = Attempt(stage, tuple(stages[stage]))
+                break
+        else:
+            attempts[site] = replace(attempt, proposals=())
+    if not upcoming:
+        return None
+    least = min(attempt.stage for attempt in upcoming.values())
+    moved = {site: attempt for site, attempt in upcoming.items() if attempt.stage == least}
+    copied = dict(state.copied)
+    for repair in (p for attempt in moved.values() for p in attempt.proposals if isinstance(p, Repair)):
+        for other in proposals.alike(graph, repair):
+            copied.setdefault(other, repair)
+    return replace(state, attempts={**attempts, **moved}, copied=copied)
 
 
 def _sets(dim: int | None, place: Place) -> bool:
@@ -225,36 +175,6 @@ def _compatible(proposals: Iterable[Proposal]) -> list[Proposal]:
             taken |= keys
             chosen.append(proposal)
     return chosen
-
-
-class Twins:
-    """The operators that do in other modules of a class what a node does in one of them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._classes: dict[str, type] = {}
-        self._paths: dict[type, list[str]] = {}
-        for path, module in walk(model):
-            self._classes[path] = type(module)
-            self._paths.setdefault(type(module), []).append(path)
-        # By mode: every trace of the dense network has the same nodes.
-        self._by_place: dict[bool, dict[tuple[str, str], list[int]]] = {}
-
-    def of(self, record: Record, owner: str, node: Node) -> Iterator[tuple[str, Node]]:
-        """The twins of a node in or below the module ``owner``, with the paths of the modules like that one."""
-        if node.module != owner and owner and not node.module.startswith(f"{owner}."):
-            return
-        if record.training not in self._by_place:
-            by_place: dict[tuple[str, str], list[int]] = {}
-            for other in record.nodes:
-                by_place.setdefault((other.module, other.op), []).append(other.index)
-            self._by_place[record.training] = by_place
-        by_place = self._by_place[record.training]
-        inside = node.module[len(owner) :]
-        occurrence = by_place[node.module, node.op].index(node.index)
-        for path in self._paths[self._classes[owner]]:
-            there = by_place.get((path + inside, node.op), [])
-            if path != owner and occurrence < len(there):
-                yield path, record.nodes[there[occurrence]]
 
 
 def repaired(

@@ -1,7 +1,8 @@
-"""Tries readings until the identity trial passes; what none satisfies is frozen, with the reason."""
+"""Tries decisions until the identity trial passes; what nothing satisfies is frozen, with the reason."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,15 +10,19 @@ from structprune.apply.attributes import layer_changes, layer_ties
 from structprune.apply.cut import Cut, kept_indices
 from structprune.errors import StructPruneError
 from structprune.ir.slices import Mask
+from structprune.resolve.counterparts import Counterparts
+from structprune.resolve.guesses import AFTER_FAILURE, AFTER_SUCCESS, Found
 from structprune.resolve.ranking import Chooser, Excess, rank_readings
-from structprune.resolve.repairs import Repair, Repairs, repaired
-from structprune.resolve.revision import another_reading, left_alone, revised
+from structprune.resolve.repairs import Proposals, repaired
+from structprune.resolve.state import Repair, State
+from structprune.resolve.story import changes, in_short
 from structprune.resolve.trial import Trial, run_trial
 from structprune.tracing.discovery import Decisions
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.session import Session
 
 _MOST_TRIALS = 200
+_log = logging.getLogger("structprune")
 
 
 @dataclass(frozen=True)
@@ -34,40 +39,47 @@ class Resolved:
 def resolve(session: Session, choose: Chooser, excess: Excess | None = None) -> Resolved:
     """Find decisions under which the network, cut as ``choose`` says, passes the identity trial.
 
+    With ``logging`` at DEBUG, the logger ``structprune`` tells what is tried, and why it is given up.
+
     Args:
         session: The model on the meta device.
         choose: Says for a graph which slices stay.
-        excess: By what readings are ranked, the least first; by default they are by how much goes.
+        excess: By what interpretations are ranked, the least first; by default they are by how much goes.
+
+    Raises:
+        StructPruneError: No decisions were found.
     """
     ties = layer_ties(session.replica)
     decisions, ranking = rank_readings(session, choose, Decisions(ties=ties), excess)
-    repairs = Repairs(session)
-    put_off: dict[str, set[str]] = {}
-    for _ in range(_MOST_TRIALS):
-        graph = session.discover(replace(decisions, ties=(*ties, *repairs.ties)))
+    for key, order in ranking.items():
+        _log.debug("%s is interpreted as %s", in_short(key), ", else ".join(order))
+    counterparts = Counterparts(session.replica)
+    proposals = Proposals(session, counterparts)
+    state = State(decisions)
+    for number in range(1, _MOST_TRIALS + 1):
+        graph = session.discover(replace(state.decisions, ties=(*ties, *state.ties)))
         present = choose(graph)
-        resolved, trial = _tried(session, graph, present, repairs.repairs)
-        if not trial.mismatches:
-            other = another_reading(graph, decisions, trial.absorbed, ranking, repairs, put_off)
-            if other is None:
-                return resolved
-            decisions = other
-            repairs.restart()
-            continue
-        if not repairs.advance(graph, trial.mismatches):
-            alone = left_alone(graph, trial.mismatches, present, decisions.plural)
-            if alone:
-                decisions = replace(decisions, plural=(*decisions.plural, *alone))
-                repairs.restart()
-                continue
-            other = revised(session, graph, decisions, trial.mismatches, ranking, repairs)
-            if other.readings != decisions.readings:
-                repairs.restart()
-            decisions = other
+        resolved, trial = _tried(session, graph, present, state.repairs)
+        _log.debug("trial %d: %s", number, _outcome(trial))
+        after = step(state, Found(graph, present, trial, ranking, proposals, counterparts))
+        if after is None:
+            return resolved
+        state = after
     raise StructPruneError(
         f"No consistent way to cut {session.model_name} was found in {_MOST_TRIALS} trials; the last one failed at "
         f"{trial.mismatches[0]}. Please report the model; ignore=[...] leaves the modules concerned alone."
     )
+
+
+def step(state: State, found: Found) -> State | None:
+    """What to try after a trial; ``None`` if it is as good as it can be."""
+    for guess in AFTER_FAILURE if found.trial.mismatches else (AFTER_SUCCESS,):
+        after = guess.make(state, found)
+        if after is not None:
+            for change in changes(state, after):
+                _log.debug("  %s: %s", guess.name, change)
+            return after
+    return None
 
 
 def resolve_again(session: Session, known: Resolved, choose: Chooser) -> Resolved:
@@ -89,3 +101,10 @@ def _tried(
     trial = run_trial(session, graph, cut, present)
     cut = replace(cut, gains={name: gain[kept[name][0]] for name, gain in trial.gains.items()})
     return Resolved(graph, present, cut, trial.macs, tuple(repairs)), trial
+
+
+def _outcome(trial: Trial) -> str:
+    if trial.mismatches:
+        others = f", and {len(trial.mismatches) - 1} more" if len(trial.mismatches) > 1 else ""
+        return f"fails at {trial.mismatches[0]}{others}"
+    return "passes, with rows of weights scaled" if trial.gains else "passes"

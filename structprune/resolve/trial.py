@@ -19,8 +19,8 @@ from structprune.ir.slices import Labels, Mask
 from structprune.meta.run import run_on_meta
 from structprune.resolve.gains import Gains, absorbed, alike
 from structprune.resolve.provenance import SHAPING
-from structprune.resolve.replay import DivergenceError, Mismatch, Replay
 from structprune.tracing.groups import DependencyGraph
+from structprune.tracing.replay import DivergenceError, Mismatch, Replay
 from structprune.tracing.session import Session
 
 

@@ -29,7 +29,7 @@ class Decisions:
     """How ambiguous operators are read, and which operators freeze what reaches them.
 
     Attributes:
-        readings: The readings to take by source line and operator, see ``reading_key``: the first that is possible.
+        readings: The readings to take by source line and operator, see ``question_key``: the first that is possible.
         whys: Why the readings before these were given up.
         frozen: Reasons by mode (training or not) and node.
         held: Reasons by dimension that must stay.
@@ -49,7 +49,7 @@ class Decisions:
         return replace(self, readings={**self.readings, key: order})
 
 
-def reading_key(node: Node, question: str) -> str:
+def question_key(node: Node, question: str) -> str:
     """Readings are taken per source line and operator: all blocks of a network share them."""
     return f"{node.op} {question} at {node.line}"
 
@@ -129,9 +129,9 @@ class Discovery:
 
     def choose(self, node: Node, question: str, readings: tuple[str, ...], effect: Effect) -> str:
         """The reading decided for this source line, else the first."""
-        wanted = self._readings.get(reading_key(node, question), readings)
+        wanted = self._readings.get(question_key(node, question), readings)
         taken = next((r for r in wanted if r in readings), readings[-1])
-        node.choices[question] = Choice(readings, taken, self._whys.get(reading_key(node, question), ""))
+        node.choices[question] = Choice(readings, taken, self._whys.get(question_key(node, question), ""))
         return taken
 
     def remember(self, node: Node, key: str, value: T) -> T:

@@ -19,8 +19,8 @@ from structprune.ir.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.ir.tensors import tensors_of
 from structprune.meta.replica import duplicate, held_tensors
 from structprune.plan.plan import Plan
-from structprune.resolve.replay import DivergenceError, Replay
 from structprune.tracing.discovery import is_float
+from structprune.tracing.replay import DivergenceError, Replay
 from structprune.tracing.session import follow, labels_of
 from structprune.verify.masking import MaskedRun, UnprovableError, double_of, run_in_double
 from structprune.verify.planned import Planned, kept_along

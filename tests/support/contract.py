@@ -19,8 +19,8 @@ from structprune.inputs import Invocation
 from structprune.ir.record import Choice, Record
 from structprune.ir.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.ir.tensors import tensors_of
-from structprune.resolve.replay import Replay
 from structprune.tracing.discovery import Discovery, is_float
+from structprune.tracing.replay import Replay
 from structprune.tracing.session import follow
 from structprune.verify.masking import MaskedRun, run_in_double
 
