@@ -213,7 +213,7 @@ def judge(model: nn.Module, plan: structprune.Plan, x: Tensor) -> Any:
     small = plan.apply(model)
     proof = structprune.prove(model, small, x)
     assert proof and proof.max_error < 1e-12, str(proof)
-    if not plan.gains:  # values of rows that are multiplied are not found again
+    if not plan.row_scales:  # values of rows that are multiplied are not found again
         assert by_value(model, small, Call((x,)))["oracle"] == "right"
     for training in (False, True):
         out = small.train(training)(torch.cat([x, x]))

@@ -262,21 +262,21 @@ def test_what_goes_is_the_nearest_to_the_ratio_that_can_go(data: st.DataObject) 
 @hypothesis.settings(deadline=None, max_examples=150, derandomize=True)
 @hypothesis.given(data=st.data())
 def test_tied_widths_are_allotted_the_nearest_that_can_go(data: st.DataObject) -> None:
-    """Bundles of several strata, each of several channels in a share."""
-    bundles, scores, options = [], [], []
+    """Ties of several partitions, each of several channels in a share."""
+    ties, scores, options = [], [], []
     random = np.random.default_rng(data.draw(st.integers(0, 2**31)))
     for _ in range(data.draw(st.integers(1, 4))):
         shares, unit = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 5))
         least, parts = data.draw(st.integers(1, shares)), data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
-        bundles.append(Widths(shares, sum(parts), unit, least))
+        ties.append(Widths(shares, sum(parts), unit, least))
         scores.append([random.normal(size=shares * part) for part in parts])
         options.append([0] + [shares - left for left in range(least, shares) if left % unit == 0])
-    target = data.draw(st.integers(0, sum(b.shares * b.size for b in bundles)))
-    found = allotted(bundles, scores, target)
+    target = data.draw(st.integers(0, sum(b.shares * b.size for b in ties)))
+    found = allotted(ties, scores, target)
     assert all(gone in own for gone, own in zip(found, options, strict=True))
-    totals = {sum(g * b.size for g, b in zip(each, bundles, strict=True)) for each in product(*options)}
+    totals = {sum(g * b.size for g, b in zip(each, ties, strict=True)) for each in product(*options)}
     nearest = min(totals, key=lambda total: (abs(total - target), total))
-    assert sum(gone * b.size for gone, b in zip(found, bundles, strict=True)) == nearest
+    assert sum(gone * b.size for gone, b in zip(found, ties, strict=True)) == nearest
 
 
 def test_steps_go_to_the_weakest_layers_first() -> None:

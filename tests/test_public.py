@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import inspect
 import re
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 import structprune
+from tests.support import architecture
 from tests.support.small import chain
 
 PACKAGE = Path(structprune.__file__).parent
@@ -27,12 +29,6 @@ NAMES = [
     "measure_latency", "plan_of", "plan_pruning", "plan_removal", "prove", "prune_checkpoint", "prune_model",
     "recalibrate", "rules", "save", "trace", "transfer",
 ]  # fmt: skip
-
-# Every package may import those before it; the order of the data.
-LAYERS = (
-    "compat errors inputs ir ops meta measure tracing select apply resolve plan verify compensate planning "
-    "checkpoint hub api demo"
-).split()
 
 
 def test_public_names() -> None:
@@ -60,24 +56,39 @@ def test_every_error_is_in_the_tree() -> None:
     assert all(issubclass(e, structprune.StructPruneError) for e in errors)
 
 
-def _imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("structprune."):
-            found.add(node.module.split(".")[1])
-    return found
-
-
 def test_imports_run_one_way() -> None:
-    wrong = []
-    for path in PACKAGE.rglob("*.py"):
-        layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if layer not in LAYERS:
-            continue
-        wrong += [
-            f"{path.name} imports {other}" for other in _imports(path) if LAYERS.index(other) > LAYERS.index(layer)
-        ]
+    order = architecture.ORDER
+    wrong = [
+        f"{path.name} imports {other}"
+        for room in order
+        for path in architecture.files(room)
+        for other in architecture.imports(path)
+        if order.index(other) > order.index(room)
+    ]
     assert wrong == []
+
+
+def test_no_circle_of_imports() -> None:
+    """Not even one that is closed in a function, or for types only."""
+    names = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
+    edges = {
+        name: {
+            found
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("structprune.")
+            for part in [(node.module or "").removeprefix("structprune.")]
+            for found in (part, *(f"{part}.{alias.name}" for alias in node.names))
+            if found in names.values()
+        }
+        for path, name in names.items()
+    }
+    graphlib.TopologicalSorter(edges).prepare()
+
+
+def test_the_page_on_architecture_shows_the_rooms_as_they_are() -> None:
+    there = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if not path.name.startswith(("__", "py."))}
+    assert there == {*architecture.ORDER, *architecture.ABOVE}
+    assert architecture.table() in architecture.PAGE.read_text()
 
 
 # Attributes of tensors and operators; the tables of nn.Module are used where they are needed.
@@ -124,7 +135,7 @@ NAMED = {
     # Reading entries by a mask gives as many as the mask has.
     "record.py": {"aten::index"},
     # Rows make up for a number only where it multiplies or divides; scores are a product of two activations.
-    "gains.py": {"aten::bmm", "aten::div", "aten::mm", "aten::mul"},
+    "row_scales.py": {"aten::bmm", "aten::div", "aten::mm", "aten::mul"},
     # PyTorch makes a tensor of a Python number by it.
     "tracer.py": {"aten::lift_fresh"},
     # What was a copy may become a view; what is dropped is drawn by another number for other shapes; ``reshape``
@@ -145,13 +156,17 @@ def test_operators_are_named_in_one_place() -> None:
 
 def test_measure_knows_nothing_of_pruning() -> None:
     for path in (PACKAGE / "measure").glob("*.py"):
-        assert _imports(path) <= {"compat", "errors", "inputs", "ir", "ops", "meta", "measure"}
+        assert architecture.imports(path) <= {"compat", "errors", "inputs", "ir", "ops", "meta", "measure"}
+
+
+# The demonstration runs the built-in network.
+DEMONSTRATED = {"demo.py": {"demo", "select"}, "files.py": {"demo"}}
 
 
 def test_report_uses_public_names_only() -> None:
     for path in (PACKAGE / "report").glob("*.py"):
         # The words of errors and the private names of PyTorch are shared by all.
-        assert _imports(path) <= {"compat", "errors", "report"} | ({"select"} if path.name == "demo.py" else set())
+        assert architecture.imports(path) - {"compat", "errors", "report"} <= DEMONSTRATED.get(path.name, set())
 
 
 def test_no_name_of_a_network_in_the_code() -> None:

@@ -1,4 +1,4 @@
-"""A record whose rules were asked again is what a fresh trace under the same readings records."""
+"""A record whose rules were asked again is what a fresh trace under the same interpretations records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 import structprune
 from structprune.ir.record import Node, Record
 from structprune.ir.slices import Ids, Labels
-from structprune.resolve.ranking import ambiguous_readings
+from structprune.resolve.ranking import ambiguous_interpretations
 from structprune.tracing import session as sessions
 from structprune.tracing.discovery import Decisions, Discovery
 from structprune.tracing.groups import DependencyGraph
@@ -72,7 +72,7 @@ class Seen:
 
     def node(self, node: Node) -> dict[str, Any]:
         """All that is known of a node."""
-        plain = "index op module parents parametric shapes settings writes returns_list places contracts"
+        plain = "index op module parents parametric shapes unchanging writes returns_list places contracts"
         plain += " line choices macs sources is_leaf memory"
         return {
             **{name: getattr(node, name) for name in plain.split()},
@@ -124,12 +124,14 @@ def fresh(session: Session, decisions: Decisions) -> DependencyGraph:
 
 
 def decided(graph: DependencyGraph) -> list[Decisions]:
-    """Every reading of every question with every one of the others; one that nothing asks for."""
-    questions = ambiguous_readings(graph)
-    every = [Decisions(readings={"nothing asks this": ("free",)})]
+    """Every interpretation of every question with every one of the others; one that nothing asks for."""
+    questions = ambiguous_interpretations(graph)
+    every = [Decisions(interpretations={"nothing asks this": ("free",)})]
     for taken in itertools.product(*questions.values()):
-        readings = {key: (reading,) for key, reading in zip(questions, taken, strict=True)}
-        every.append(Decisions(readings=readings, whys=dict.fromkeys(readings, "another one failed")))
+        interpretations = {key: (interpretation,) for key, interpretation in zip(questions, taken, strict=True)}
+        every.append(
+            Decisions(interpretations=interpretations, reasons=dict.fromkeys(interpretations, "another one failed"))
+        )
     return every
 
 
@@ -149,12 +151,12 @@ def test_relabelled_is_as_traced(name: str) -> None:
         assert relabelled.records[0] is not recorded[0]
         assert kept._recorded is recorded
         assert_same(relabelled, traced)
-        # Evaluation alone, by which readings are compared.
+        # Evaluation alone, by which interpretations are compared.
         sketched = kept.sketch(decisions)
         assert [r.training for r in sketched.records] == [False]
         assert Seen(sketched).record(sketched.records[0]) == Seen(traced).record(traced.records[0])
         partitions.add(str(traced.roots[: Seen(traced).named].tolist()))
-    # The readings say different things, and none left anything behind.
+    # The interpretations say different things, and none left anything behind.
     assert len(partitions) >= least
     assert_same(kept.discover(Decisions()), fresh(other, Decisions()))
     assert_same(first, fresh(other, Decisions()))
@@ -191,7 +193,7 @@ def test_a_difference_is_seen(loses: Callable[[Record], None], monkeypatch: pyte
 
 
 def test_readings_left_out_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asking the rules again under the first readings is not enough."""
+    """Asking the rules again under the first interpretations is not enough."""
     relabel = sessions.relabel
 
     def deaf(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Record:
@@ -228,6 +230,6 @@ def test_what_runs_by_value_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "follow", followed)
     plan = structprune.plan_pruning(Detects(), 0.5, "channel", example_inputs=torch.randn(2, 3, 8, 8), round_to=1)
     assert plan.shape_left("body.0.weight")[0] == 8
-    # Readings are compared, and training is given up, on what was recorded of evaluation.
+    # Interpretations are compared, and training is given up, on what was recorded of evaluation.
     by_value = [(observer, training) for observer, training, on_meta in runs if not on_meta]
     assert [who for who, training in by_value if not training] == ["Discovery", "Replay"]

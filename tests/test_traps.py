@@ -44,7 +44,7 @@ def pruned_or_refused(model: nn.Module, ratio: float = 0.5, raw: Any = None) -> 
         small = structprune.prune_model(model, ratio, "channel", example_inputs=X, round_to=1)
     except NothingToPruneError:
         return None
-    if structprune.plan_of(small).gains:
+    if structprune.plan_of(small).row_scales:
         check_made_up_for(model, small)
     else:
         oracle.check(model, small, IMAGES, raw_inputs=raw)
@@ -83,7 +83,7 @@ FROM_SIZES: list[tuple[str, Callable[[Tensor, Any], Tensor], dict[str, Tensor]]]
 @pytest.mark.parametrize(("function", "tensors"), [t[1:] for t in FROM_SIZES], ids=[t[0] for t in FROM_SIZES])
 def test_what_is_computed_from_the_size_is_noticed(function: Any, tensors: dict[str, Tensor]) -> None:
     small: Any = pruned_or_refused(Middle(function, **tensors))
-    assert small is None or small.c1.out_channels == 32 or structprune.plan_of(small).gains.keys() >= {"c1.weight"}
+    assert small is None or small.c1.out_channels == 32 or structprune.plan_of(small).row_scales.keys() >= {"c1.weight"}
 
 
 class Keeps(nn.Module):
@@ -128,7 +128,7 @@ def test_a_number_that_is_kept_for_a_size_is_noticed(make: Callable[[], Any]) ->
         model.keeps = function
     structprune.count_flops(model.double(), X)  # the table has the dense width before anything is traced
     small: Any = pruned_or_refused(model)
-    assert small is None or small.c1.out_channels == 32 or structprune.plan_of(small).gains.keys() >= {"c1.weight"}
+    assert small is None or small.c1.out_channels == 32 or structprune.plan_of(small).row_scales.keys() >= {"c1.weight"}
 
 
 def test_group_norm_with_a_literal_number_of_groups() -> None:

@@ -244,7 +244,7 @@ def test_nothing_flows_through_zeros_so_that_constant_inputs_are_varied() -> Non
     plan = structprune.plan_pruning(model, 0.5, example_inputs=torch.zeros(2, 8), **FREE)
     small: Any = plan.apply(model, verify=True)
     assert small.a.out_features == 8
-    changed = replace(plan, gains={"a.weight": (2.0,) * 8})
+    changed = replace(plan, row_scales={"a.weight": (2.0,) * 8})
     with pytest.raises(VerificationError, match="the outputs differ by"):
         changed.apply(model)
 

@@ -40,20 +40,20 @@ class Cut:
         attributes: Sizes that modules hold.
         shifts: What is added to vectors once they are cut, an entry for each that is left.
         scales: What vectors are multiplied with, likewise.
-        gains: What the rows of a tensor (along its first dimension) are multiplied with in the end, an entry for each
-            that is left, so that a number which the code computes from a width makes no difference.
+        row_scales: What the rows of a tensor (along its first dimension) are multiplied with in the end, an entry for
+            each that is left, so that a number which the code computes from a width makes no difference.
     """
 
     kept: Mapping[str, Mapping[int, Ids]]
     attributes: tuple[AttributeChange, ...] = ()
     shifts: Mapping[str, Vector] = field(default_factory=dict)
     scales: Mapping[str, Vector] = field(default_factory=dict)
-    gains: Mapping[str, Vector] = field(default_factory=dict)
+    row_scales: Mapping[str, Vector] = field(default_factory=dict)
 
     @property
     def changed(self) -> list[str]:
         """The tensors that do not stay as they are."""
-        return list(dict.fromkeys((*self.kept, *self.shifts, *self.scales, *self.gains)))
+        return list(dict.fromkeys((*self.kept, *self.shifts, *self.scales, *self.row_scales)))
 
 
 def kept_indices(graph: DependencyGraph, present: Mask) -> dict[str, dict[int, Ids]]:
@@ -77,7 +77,7 @@ def _present_per_axis(graph: DependencyGraph, present: Mask) -> list[int]:
 
 
 def elements_left(graph: DependencyGraph, present: Mask) -> int:
-    """How many elements the tensors have left: what readings are ranked by."""
+    """How many elements the tensors have left: what interpretations are ranked by."""
     counts = _present_per_axis(graph, present)
     left: dict[str, int] = {}
     for axis, count in zip(graph.space.axes, counts, strict=True):

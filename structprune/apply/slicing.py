@@ -30,19 +30,19 @@ def cut_values(name: str, tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
         values.mul_(torch.from_numpy(cut.scales[name]).to(values))
     if name in cut.shifts:
         values.add_(torch.from_numpy(cut.shifts[name]).to(values))
-    return _with_gain(name, values, cut)
+    return _with_row_scales(name, values, cut)
 
 
 def equal_values(name: str, tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
     """What a tensor holds after a cut that only leaves channels out, and compensates nothing."""
-    return _with_gain(name, sliced(tensor, cut.kept.get(name, _NO_CUT)), cut)
+    return _with_row_scales(name, sliced(tensor, cut.kept.get(name, _NO_CUT)), cut)
 
 
-def _with_gain(name: str, values: torch.Tensor, cut: Cut, power: int = 1) -> torch.Tensor:
-    """Rows times their gain; gradients are divided by it."""
-    if name in cut.gains:
-        gain = torch.from_numpy(cut.gains[name] ** power)
-        values.mul_(gain.to(values).reshape(-1, *[1] * (values.ndim - 1)))
+def _with_row_scales(name: str, values: torch.Tensor, cut: Cut, power: int = 1) -> torch.Tensor:
+    """Rows times their scales; gradients are divided by it."""
+    if name in cut.row_scales:
+        row_scale = torch.from_numpy(cut.row_scales[name] ** power)
+        values.mul_(row_scale.to(values).reshape(-1, *[1] * (values.ndim - 1)))
     return values
 
 
@@ -51,13 +51,13 @@ def cut_copy(model: Model, cut: Cut) -> Model:
 
     def cut_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
         kept = cut.kept.get(name, _NO_CUT)
-        twin = like_parameter(tensor, cut_values(name, tensor, cut))
+        made = like_parameter(tensor, cut_values(name, tensor, cut))
         if not tensor.is_leaf:
-            return twin  # computed by a forward, and kept as an attribute
+            return made  # computed by a forward, and kept as an attribute
         if tensor.grad is not None:
-            twin.grad = _with_gain(name, sliced(tensor.grad, kept), cut, -1)
-        _copy_hooks(tensor, twin)
-        return twin
+            made.grad = _with_row_scales(name, sliced(tensor.grad, kept), cut, -1)
+        _copy_hooks(tensor, made)
+        return made
 
     copied = duplicate(model, cut_tensor, _cloned)
     set_attributes(copied, cut.attributes)
@@ -74,10 +74,10 @@ def filled_copy(model: Model, attributes: Iterable[AttributeChange], value: Tens
     """
 
     def fill(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        twin = like_parameter(tensor, value(name, tensor))
+        made = like_parameter(tensor, value(name, tensor))
         if tensor.is_leaf:
-            _copy_hooks(tensor, twin)
-        return twin
+            _copy_hooks(tensor, made)
+        return made
 
     copied = duplicate(model, fill, _cloned)
     set_attributes(copied, attributes)
@@ -110,7 +110,7 @@ def cut_in_place(
     # All that can fail for want of memory happens before the first change.
     new = {name: cut_values(name, tensors[name], cut) for name in cut.changed}
     grads = {
-        name: _with_gain(name, sliced(grad, cut.kept.get(name, _NO_CUT)), cut, -1)
+        name: _with_row_scales(name, sliced(grad, cut.kept.get(name, _NO_CUT)), cut, -1)
         for name in cut.changed
         if tensors[name].is_leaf and (grad := tensors[name].grad) is not None
     }
@@ -188,12 +188,12 @@ def _replace(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None
     tensor.grad = grad
 
 
-def _copy_hooks(tensor: torch.Tensor, twin: torch.Tensor) -> None:
+def _copy_hooks(tensor: torch.Tensor, made: torch.Tensor) -> None:
     """``deepcopy`` drops the hooks of parameters: register them again."""
     # A hook registers only while the tensor requires a gradient, and may outlive that.
-    twin.requires_grad_(bool(gradient_hooks(tensor)) or tensor.requires_grad)
+    made.requires_grad_(bool(gradient_hooks(tensor)) or tensor.requires_grad)
     for hook in gradient_hooks(tensor):
-        twin.register_hook(hook)  # type: ignore[no-untyped-call]
+        made.register_hook(hook)  # type: ignore[no-untyped-call]
     for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values():
-        twin.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-    twin.requires_grad_(tensor.requires_grad)
+        made.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    made.requires_grad_(tensor.requires_grad)

@@ -60,15 +60,15 @@ def compensated(plan: Plan, model: nn.Module, examples: Invocations, batches: bo
     check_compensable(model)
     if isinstance(batches, bool):
         seen = [_observe(model, examples, plan, 0)]
-        if any(isinstance(place, _Place) for place in seen[0].places.values()):
+        if any(isinstance(place, _Bias) for place in seen[0].places.values()):
             seen += [_observe(model, examples, plan, quantile) for quantile in range(1, QUANTILES)]
     else:
         seen = [_observe(model, read_inputs(batch), plan, None) for batch in batches]
     # A batch may take another way through the network: runs are matched by the vector, which has one reader.
-    found: dict[_Place, list[Moments]] = {}
+    found: dict[_Bias, list[Moments]] = {}
     for run in seen:
         for node, place in run.places.items():
-            if isinstance(place, _Place):
+            if isinstance(place, _Bias):
                 found.setdefault(place, []).append(run.moments[node])
     shifts, scales = {}, {}
     for place, moments in found.items():
@@ -98,7 +98,7 @@ def _by_name(plan: Plan, found: Mapping[str, Vector]) -> dict[str, tuple[float, 
     return {n: tuple((v if (k := kept[n]) is None else v[list(k)]).tolist()) for n, v in found.items()}
 
 
-def _notes(places: list[_Place | str]) -> Iterator[str]:
+def _notes(places: list[_Bias | str]) -> Iterator[str]:
     """How many contractions are made up for, and what stands in the way of the others."""
     skipped = Counter(place for place in places if isinstance(place, str))
     count = len(places)
@@ -106,7 +106,7 @@ def _notes(places: list[_Place | str]) -> Iterator[str]:
     yield from (f"compensate: {reason} ({number} contractions)" for reason, number in skipped.items())
 
 
-class _Place(NamedTuple):
+class _Bias(NamedTuple):
     """The vector that a mean is added to (or taken off, from a running mean), and the variance that shrinks."""
 
     vector: str
@@ -118,7 +118,7 @@ class _Seen(NamedTuple):
     """One run: moments by contraction, and where what is lost can go, or why nowhere."""
 
     moments: dict[int, Moments]
-    places: dict[int, _Place | str]
+    places: dict[int, _Bias | str]
 
 
 def _observe(model: nn.Module, calls: Invocations, plan: Plan, quantile: int | None) -> _Seen:
@@ -134,7 +134,7 @@ def _observe(model: nn.Module, calls: Invocations, plan: Plan, quantile: int | N
             f"compensate: {type(model).__name__} does not run with {', '.join(map(str, calls))}: {brief(error)}"
         ) from error
     vectors = _Vectors(space, coupling.roots(), record, reader.statistics)
-    places: dict[int, _Place | str] = {}
+    places: dict[int, _Bias | str] = {}
     for index in reader.moments:
         if quantile is not None and not _behind_batch_norm(record, reader.activations[index]):
             places[index] = _UNKNOWN
@@ -157,7 +157,7 @@ def _behind_batch_norm(record: Record, start: int) -> bool:
     return True
 
 
-def _place(record: Record, index: int, channels: Ids, vectors: _Vectors) -> _Place | None:
+def _place(record: Record, index: int, channels: Ids, vectors: _Vectors) -> _Bias | None:
     """The bias of a contraction, or what is added or taken off next; and the batch norm after, if one follows."""
     node = record.nodes[index]
     vector = vectors.added(record, node, channels)
@@ -170,14 +170,14 @@ def _place(record: Record, index: int, channels: Ids, vectors: _Vectors) -> _Pla
             if not vectors.are_running(node):
                 return None  # statistics of the batch: it takes the mean off by itself
             mean, variance = vectors.statistics(record, node, channels)
-            return _Place(vector or mean, not vector, variance) if vector or mean else None
-        if node.op == "aten::add" and not vector and dict(node.settings).get("alpha", 1) == 1:
+            return _Bias(vector or mean, not vector, variance) if vector or mean else None
+        if node.op == "aten::add" and not vector and dict(node.unchanging).get("alpha", 1) == 1:
             vector = vectors.added(record, node, channels)
             if not vector:
                 break
         elif node.spec.moves != "all":
             break
-    return _Place(vector, False, "") if vector else None
+    return _Bias(vector, False, "") if vector else None
 
 
 class _Vectors:

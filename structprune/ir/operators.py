@@ -110,7 +110,7 @@ class Operator:
         writes: Other arguments that it writes into.
         parameters: The names of its arguments.
         defaults: Their defaults.
-        settings: The arguments that must not change with a cut: numbers, words, flags, dimensions.
+        unchanging: The arguments that must not change with a cut: numbers, words, flags, dimensions.
         spec: What is known of it.
     """
 
@@ -121,7 +121,7 @@ class Operator:
     writes: tuple[str, ...]
     parameters: tuple[str, ...]
     defaults: dict[str, Any]
-    settings: tuple[str, ...]
+    unchanging: tuple[str, ...]
     spec: OperatorSpec
 
     def results(self, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> list[torch.Tensor]:

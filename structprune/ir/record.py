@@ -105,9 +105,9 @@ class Asked(NamedTuple):
 class Choice:
     """The ways in which an operator may be read, best first, the one taken, and why others were given up."""
 
-    readings: tuple[str, ...]
+    interpretations: tuple[str, ...]
     taken: str
-    why: str = ""
+    reason: str = ""
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ class Node:
         parents: Nodes whose outputs it read.
         parametric: Whether it derives from parameters and buffers alone.
         shapes: Shapes of its tensor arguments.
-        settings: The arguments that must not change with a cut, by name.
+        unchanging: The arguments that must not change with a cut, by name.
         contracts: Whether it sums over a dimension shared by two operands.
         operands: Labelled dimensions that the contraction sums over.
         produced: Where a channel begins: the labels that a parametric operand gives to the output.
@@ -135,7 +135,7 @@ class Node:
         returns_list: Whether it returns several tensors, or a list of one.
         places: Positions that it was given along dimensions without labels: no shape shows them.
         choices: What it asked of how it is to be read, by a name for each question.
-        asked: What its rule saw, without values: the rule can be asked again under other readings.
+        asked: What its rule saw, without values: the rule can be asked again under other interpretations.
         is_leaf: Whether no operator made its tensor: a parameter, a buffer, an input or a constant.
         not_filled: Its tensors, by position, that lie in memory which no operator filled.
         fails: Whether it raised an error, and the model's code went on.
@@ -149,7 +149,7 @@ class Node:
     parametric: bool
     shapes: list[Shape]
     outputs: list[Output] = field(default_factory=list)
-    settings: tuple[tuple[str, Any], ...] = ()
+    unchanging: tuple[tuple[str, Any], ...] = ()
     constants: list[Constant] = field(default_factory=list)
     writes: bool = False
     returns_list: bool = False

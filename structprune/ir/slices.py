@@ -65,7 +65,7 @@ class SliceSpace:
         self.size += count
         return ids
 
-    def is_filling(self, ids: Ids) -> bool:
+    def is_placeholder(self, ids: Ids) -> bool:
         """Whether none of ``ids`` lies on a tensor's axis; all tensors are added before the first fresh id."""
         last = self.axes[-1]
         return bool((ids >= last.start + last.size).all())
@@ -98,10 +98,10 @@ class Coupling:
     def copy(self) -> Coupling:
         """One that may be added to while this one stays as it is."""
         self._solve()
-        twin = Coupling(self._space)
-        twin._parent, twin._read = self._parent, self._read
-        twin._frozen = list(self._frozen)
-        return twin
+        other = Coupling(self._space)
+        other._parent, other._read = self._parent, self._read
+        other._frozen = list(self._frozen)
+        return other
 
     def couple(self, left: Ids, right: Ids) -> None:
         """Say that ``left[i]`` and ``right[i]`` can only leave together, for every ``i``."""

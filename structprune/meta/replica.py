@@ -252,19 +252,19 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.layout != torch.strided:
         return tensor.detach().cpu().clone()
     if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta:
-        twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        copied = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     else:
-        twin = tensor.detach().cpu().clone()
-    return like_parameter(tensor, twin)
+        copied = tensor.detach().cpu().clone()
+    return like_parameter(tensor, copied)
 
 
-def like_parameter(original: torch.Tensor, twin: torch.Tensor) -> torch.Tensor:
-    """Make ``twin`` a parameter (of the same class, where that takes plain data) if the original is one."""
-    if twin.is_inference() and not torch.is_inference_mode_enabled():
-        twin = twin.clone()  # one that was made in inference mode never takes part in autograd
+def like_parameter(original: torch.Tensor, copied: torch.Tensor) -> torch.Tensor:
+    """Make ``copied`` a parameter (of the same class, where that takes plain data) if the original is one."""
+    if copied.is_inference() and not torch.is_inference_mode_enabled():
+        copied = copied.clone()  # one that was made in inference mode never takes part in autograd
     if isinstance(original, nn.Parameter):
-        return nn.Parameter(twin, requires_grad=original.requires_grad)
-    return twin.requires_grad_(original.requires_grad) if original.is_leaf else twin
+        return nn.Parameter(copied, requires_grad=original.requires_grad)
+    return copied.requires_grad_(original.requires_grad) if original.is_leaf else copied
 
 
 class _LooseTensors(TorchFunctionMode):

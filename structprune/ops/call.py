@@ -28,10 +28,10 @@ class Recorder(Protocol):
     def fresh(self, node: Node, count: int) -> Ids:
         """Ids for a dimension of ``count`` that may shrink with whatever it meets."""
 
-    def is_filling(self, ids: Ids) -> bool:
+    def is_placeholder(self, ids: Ids) -> bool:
         """Whether no axis of a tensor has these ids."""
 
-    def choose(self, node: Node, question: str, readings: tuple[str, ...], effect: Effect) -> str:
+    def choose(self, node: Node, question: str, interpretations: tuple[str, ...], effect: Effect) -> str:
         """One of the ways in which the operator can be read; it may ask several questions."""
 
     def remember(self, node: Node, key: str, value: T) -> T:
@@ -88,6 +88,11 @@ class Call:
     def in_place(self) -> bool:
         """Whether the operator changes its first operand."""
         return self._operator.in_place
+
+    @property
+    def writes(self) -> bool:
+        """Whether the operator writes into arguments besides its first."""
+        return bool(self._operator.writes)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -151,9 +156,9 @@ class Call:
         self.freeze(ids, reason)
         return ids
 
-    def is_filling(self, ids: Ids) -> bool:
+    def is_placeholder(self, ids: Ids) -> bool:
         """Whether these are labels of ``fresh``, which no tensor's axis has."""
-        return self._recorder.is_filling(ids)
+        return self._recorder.is_placeholder(ids)
 
     def contract(self, tensor: torch.Tensor, dim: int) -> None:
         """Say that the operator sums over this dimension of an operand."""
@@ -200,12 +205,16 @@ class Call:
         if ids is not None:
             self.node.sizes.append(SizeHeld(name, entry, ids))
 
-    def choose(self, *readings: str, question: str = "", effect: Effect = lambda _: None) -> str:
-        """Ask which of several readings to take; they are given best first.
+    def choose(self, *interpretations: str, question: str = "", effect: Effect = lambda _: None) -> str:
+        """Ask which of several interpretations to take; they are given best first.
 
-        ``effect`` says of a reading which slices it couples, or which (with ``None``) must stay.
+        ``effect`` says of an interpretation which slices it couples, or which (with ``None``) must stay.
         """
-        return readings[0] if len(readings) == 1 else self._recorder.choose(self.node, question, readings, effect)
+        return (
+            interpretations[0]
+            if len(interpretations) == 1
+            else self._recorder.choose(self.node, question, interpretations, effect)
+        )
 
     def remember(self, key: str, value: T) -> T:
         """Keep a decision of the dense run, or get the one it took."""

@@ -71,39 +71,39 @@ def _block(call: Call, x: torch.Tensor, inputs: Sequence[int], outputs: Sequence
 def _carrier(call: Call, labelled: list[tuple[int, Ids | None]], question: str, *, merges: bool) -> int | None:
     """The dimension that goes on shrinking in a merger: the one that is not only filled up, if it is alone."""
     if len(labelled) > 1:
-        labelled = [(d, ids) for d, ids in labelled if ids is not None and not call.is_filling(ids)]
+        labelled = [(d, ids) for d, ids in labelled if ids is not None and not call.is_placeholder(ids)]
         if len(labelled) > 1 and merges:
 
-            def effect(reading: str) -> tuple[Ids, None]:
-                return np.concatenate([i for d, i in labelled if i is not None and reading != f"dim {d}"]), None
+            def effect(interpretation: str) -> tuple[Ids, None]:
+                return np.concatenate([i for d, i in labelled if i is not None and interpretation != f"dim {d}"]), None
 
-            readings = (*(f"dim {d}" for d, _ in labelled), FROZEN)
-            chosen = call.choose(*readings, question=f"merging {question}", effect=effect)
+            interpretations = (*(f"dim {d}" for d, _ in labelled), FROZEN)
+            chosen = call.choose(*interpretations, question=f"merging {question}", effect=effect)
             return None if chosen == FROZEN else _dim(chosen)
     return labelled[0][0] if len(labelled) == 1 else None
 
 
 def split_labels(call: Call, grid: Ids, dense: Sequence[int], question: str) -> list[Ids | None]:
-    """Labels of the dimensions of ``grid``, of which one will carry the ids: the reading chosen."""
+    """Labels of the dimensions of ``grid``, of which one will carry the ids: the interpretation chosen."""
     result: list[Ids | None] = [None] * grid.ndim
     candidates = call.remember(f"varying {question}", _varying(grid, dense))
     if not candidates:
         return result
-    reading = candidates[0]
+    carrier = candidates[0]
     if len(candidates) > 1:
 
-        def effect(reading: str) -> tuple[Ids, Ids | None]:
-            return (grid.ravel(), None) if reading == FROZEN else _along(grid, _dim(reading))
+        def effect(interpretation: str) -> tuple[Ids, Ids | None]:
+            return (grid.ravel(), None) if interpretation == FROZEN else _along(grid, _dim(interpretation))
 
-        readings = (*(f"dim {d}" for d in candidates), FROZEN)
-        chosen = call.choose(*readings, question=f"splitting {question}", effect=effect)
+        interpretations = (*(f"dim {d}" for d in candidates), FROZEN)
+        chosen = call.choose(*interpretations, question=f"splitting {question}", effect=effect)
         if chosen == FROZEN:
             choice = call.node.choices.get(f"splitting {question}")
-            call.freeze(grid.ravel(), (choice and choice.why) or "is split in a way that cannot shrink")
+            call.freeze(grid.ravel(), (choice and choice.reason) or "is split in a way that cannot shrink")
             return result
-        reading = _dim(chosen)
-        call.couple(*_along(grid, reading), "")
-    result[reading] = np.ascontiguousarray(np.moveaxis(grid, reading, 0).reshape(grid.shape[reading], -1)[:, 0])
+        carrier = _dim(chosen)
+        call.couple(*_along(grid, carrier), "")
+    result[carrier] = np.ascontiguousarray(np.moveaxis(grid, carrier, 0).reshape(grid.shape[carrier], -1)[:, 0])
     return result
 
 
@@ -113,8 +113,8 @@ def _along(grid: Ids, dim: int) -> tuple[Ids, Ids]:
     return lines.ravel(), lines[:, 0].repeat(lines.shape[1])
 
 
-def _dim(reading: str) -> int:
-    return int(reading.removeprefix("dim "))
+def _dim(interpretation: str) -> int:
+    return int(interpretation.removeprefix("dim "))
 
 
 def _varying(grid: Ids, dense: Sequence[int]) -> list[int]:
@@ -255,10 +255,10 @@ def roll(call: Call) -> Labels:
         head = len(ids) - shift % len(ids)
         # A shift written as a number needs the entries that wrap around; one computed from the
         # size (half of the channels) needs both stretches to shrink alike.
-        reading = call.choose("free", "anchored", FROZEN)
-        if reading == "anchored":
+        interpretation = call.choose("free", "anchored", FROZEN)
+        if interpretation == "anchored":
             call.freeze(ids[head:] if shift > 0 else ids[: -shift % len(ids)], "is rolled by a fixed shift")
-        elif reading == FROZEN:
+        elif interpretation == FROZEN:
             call.freeze(ids, "is rolled by a fixed shift")
         call.piece(ids[:head])
         call.piece(ids[head:])

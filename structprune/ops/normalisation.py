@@ -61,17 +61,17 @@ def group_norm(call: Call) -> list[Labels]:
     if ids is not None:
         groups = call.remember("groups", groups)
         width = call.shape(x)[1] // groups
-        readings = (
+        interpretations = (
             ("groups", "positions") if groups > 1 and width > 1 else ("groups",) if groups > 1 else ("positions",)
         )
         per_group = ids.reshape(-1, width) if len(ids) % width == 0 else ids[:, None]
 
-        def effect(reading: str) -> tuple[Ids, Ids]:
-            if reading == "groups":
+        def effect(interpretation: str) -> tuple[Ids, Ids]:
+            if interpretation == "groups":
                 return per_group.ravel(), per_group[:, :1].repeat(per_group.shape[1], 1).ravel()
             return ids, np.resize(ids[: len(ids) // groups], len(ids))
 
-        if call.choose(*readings, effect=effect) == "groups":
+        if call.choose(*interpretations, effect=effect) == "groups":
             call.couple(*effect("groups"), "")
             per_statistic = per_group[:, 0]
             call.size("num_groups", per_statistic)

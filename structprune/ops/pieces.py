@@ -85,10 +85,10 @@ def slice_(call: Call) -> Labels:
         return labels
     if step > 1:
         _couple_strides(call, ids, step)
-    reading = call.choose("free", "anchored", FROZEN)
-    if reading == "anchored":
+    interpretation = call.choose("free", "anchored", FROZEN)
+    if interpretation == "anchored":
         _anchor(call, ids, call["start"], call["end"])
-    elif reading == FROZEN:
+    elif interpretation == FROZEN:
         call.freeze(ids, "is sliced at fixed positions")
     first = start - start % step
     for stretch in (ids[:first], ids[first:stop], ids[stop:]):

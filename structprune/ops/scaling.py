@@ -30,7 +30,7 @@ class Unmarked(Exception):
 
 
 @dataclass
-class Crossing:
+class ScaledCall:
     """An operator that marks are to cross: its node, its call, the marks of its tensors.
 
     ``checks``: whether what is added has to be marked alike.
@@ -82,7 +82,7 @@ def across(node: Node, marks: Sequence[Marks], *, checks: bool) -> Sequence[Mark
         raise UnfitError
     if not node.outputs[0].dtype.is_floating_point:
         raise UnfitError
-    return cross(Crossing(node, asked, marks, checks))
+    return cross(ScaledCall(node, asked, marks, checks))
 
 
 def uniform(marks: Marks) -> torch.Tensor:
@@ -100,32 +100,32 @@ def distinct(marks: torch.Tensor) -> torch.Tensor:
     return marks[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in marks.stride())]
 
 
-def moved(c: Crossing) -> Sequence[Marks]:
+def moved(c: ScaledCall) -> Sequence[Marks]:
     """The operator itself, on marks."""
     by_tensor = {id(t): torch.zeros(t.shape) if m is None else m for t, m in zip(c.asked.tensors, c.marks, strict=True)}
     arguments = tree_map_only(torch.Tensor, lambda t: by_tensor[id(t)], c.asked.arguments)
     return tensors_of(c.asked.operator.func(**arguments))
 
 
-def viewed(c: Crossing) -> Sequence[Marks]:
+def viewed(c: ScaledCall) -> Sequence[Marks]:
     """Another shape, in which marks stay expanded where they can."""
     marked = c.marks[0]
     return [None if marked is None else marked.reshape(c.node.outputs[0].shape)]
 
 
-def same(c: Crossing) -> Sequence[Marks]:
+def same(c: ScaledCall) -> Sequence[Marks]:
     """Every entry is scaled by itself."""
     return [c.marks[0]]
 
 
-def pooled(c: Crossing) -> Sequence[Marks]:
+def pooled(c: ScaledCall) -> Sequence[Marks]:
     """Over dimensions that may hold several channels: all of them are marked alike."""
     if len(c.marks) != 1:
         raise UnfitError  # the larger of two tensors
     return [c.filled(uniform(c.marks[0]))] if c.checks else moved(c)[:1]
 
 
-def scaled(c: Crossing) -> Sequence[Marks]:
+def scaled(c: ScaledCall) -> Sequence[Marks]:
     """A product with something that is not marked."""
     marked = [m for m in c.marks if m is not None]
     if len(marked) != 1 or (c.node.op == "aten::div" and c.of("self") is None):
@@ -133,7 +133,7 @@ def scaled(c: Crossing) -> Sequence[Marks]:
     return [c.filled(marked[0])]
 
 
-def added(c: Crossing) -> Sequence[Marks]:
+def added(c: ScaledCall) -> Sequence[Marks]:
     """A sum of two tensors that are scaled alike."""
     if c.positions.keys() != {"self", "other"}:
         raise UnfitError  # a number is added
@@ -143,7 +143,7 @@ def added(c: Crossing) -> Sequence[Marks]:
     return [known]
 
 
-def multiplied(c: Crossing) -> Sequence[Marks]:
+def multiplied(c: ScaledCall) -> Sequence[Marks]:
     """A matrix product: with a weight, whose rows lie along the last dimension, or of activations."""
     left, right = c.marks
     if left is None and right is not None and c.node.op == "aten::mm":
@@ -153,7 +153,7 @@ def multiplied(c: Crossing) -> Sequence[Marks]:
     return [c.filled(uniform(left if right is None else right))]
 
 
-def affine(c: Crossing) -> Sequence[Marks]:
+def affine(c: ScaledCall) -> Sequence[Marks]:
     """A matrix product with a weight, and a bias that is scaled as its columns are."""
     weight = c.of("mat2")
     if c.of("mat1") is not None or weight is None:
@@ -171,7 +171,7 @@ def _columns(weight: torch.Tensor) -> torch.Tensor:
     return weight[0]
 
 
-def convolved(c: Crossing) -> Sequence[Marks]:
+def convolved(c: ScaledCall) -> Sequence[Marks]:
     """A convolution with a weight whose filters are scaled, and its bias."""
     weight = c.of("weight")
     if c.of("input") is not None or weight is None or c.asked.arguments.get("transposed"):
@@ -184,7 +184,7 @@ def convolved(c: Crossing) -> Sequence[Marks]:
     return [c.filled(rows.reshape(1, -1, *[1] * (weight.ndim - 2)))]
 
 
-def normalised(c: Crossing) -> Sequence[Marks]:
+def normalised(c: ScaledCall) -> Sequence[Marks]:
     """A layer norm's own weight and bias."""
     weight = c.of("weight")
     if c.of("input") is not None or weight is None:

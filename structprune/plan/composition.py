@@ -21,19 +21,19 @@ class Cuts(NamedTuple):
     attributes: tuple[AttributeChange, ...]
     shifts: Vectors
     scales: Vectors
-    gains: Vectors
+    row_scales: Vectors
 
 
 def composed(first: Cuts, second: Cuts) -> Cuts:
-    """The cut that does what both do: ``x -> (x[kept] * scale + shift) * gain``, twice."""
-    shifts, scales, gains = {}, {}, {}
-    for name in {*first.shifts, *second.shifts, *first.scales, *second.scales, *first.gains, *second.gains}:
+    """The cut that does what both do: ``x -> (x[kept] * scale + shift) * row_scale``, twice."""
+    shifts, scales, row_scales = {}, {}, {}
+    for name in {*first.shifts, *second.shifts, *first.scales, *second.scales, *first.row_scales, *second.row_scales}:
         picked = second.kept.get(name, {}).get(0)
-        scale, shift, gain = (_vector(v, name, picked) for v in (first.scales, first.shifts, first.gains))
-        again, more, then = (_vector(v, name, None) for v in (second.scales, second.shifts, second.gains))
-        scales[name], gains[name] = _times(scale, again), _times(gain, then)
-        # What is added after the first gain is added before both.
-        later = more if more is None or gain is None else more / gain
+        scale, shift, row_scale = (_vector(v, name, picked) for v in (first.scales, first.shifts, first.row_scales))
+        again, more, then = (_vector(v, name, None) for v in (second.scales, second.shifts, second.row_scales))
+        scales[name], row_scales[name] = _times(scale, again), _times(row_scale, then)
+        # What is added after the first row_scale is added before both.
+        later = more if more is None or row_scale is None else more / row_scale
         shifts[name] = _plus(_times(shift, again) if shift is not None else None, later)
     changes = {(c.module, c.name): c for c in first.attributes}
     for change in second.attributes:
@@ -45,7 +45,7 @@ def composed(first: Cuts, second: Cuts) -> Cuts:
         tuple(c for c in changes.values() if c.old != c.new),
         _stored(shifts),
         _stored(scales),
-        _stored(gains),
+        _stored(row_scales),
     )
 
 
@@ -58,13 +58,13 @@ def remainder(whole: Cuts, first: Cuts) -> Cuts:
     for name, dims in first.kept.items():
         if not dims.keys() <= whole.kept.get(name, {}).keys():
             raise PlanError(f"The plan does not begin with that one, which cuts {name} where it does not.")
-    shifts, scales, gains = {}, {}, {}
-    for name in {*whole.shifts, *whole.scales, *whole.gains}:
+    shifts, scales, row_scales = {}, {}, {}
+    for name in {*whole.shifts, *whole.scales, *whole.row_scales}:
         kept = _second(whole.kept, first.kept, name).get(0)
-        scale, shift, gain = (_vector(v, name, None) for v in (whole.scales, whole.shifts, whole.gains))
-        before, already, given = (_vector(v, name, kept) for v in (first.scales, first.shifts, first.gains))
+        scale, shift, row_scale = (_vector(v, name, None) for v in (whole.scales, whole.shifts, whole.row_scales))
+        before, already, given = (_vector(v, name, kept) for v in (first.scales, first.shifts, first.row_scales))
         scales[name] = scale if before is None or scale is None else scale / before
-        gains[name] = gain if given is None or gain is None else gain / given
+        row_scales[name] = row_scale if given is None or row_scale is None else row_scale / given
         done = None if already is None else _times(already, scales[name])
         rest = shift if done is None or shift is None else shift - done
         shifts[name] = _times(rest, given) if rest is not None else None
@@ -78,7 +78,7 @@ def remainder(whole: Cuts, first: Cuts) -> Cuts:
         tuple(c for c in changes if c.old != c.new),
         _stored(shifts),
         _stored(scales),
-        _stored(gains),
+        _stored(row_scales),
     )
 
 

@@ -49,8 +49,8 @@ class Plan:
             what the removed channels gave on average (``compensate``). It belongs to the values of the model that
             the plan was made for.
         scales: What running variances are multiplied with, likewise.
-        gains: What rows of weights and biases are multiplied with, an entry for each that stays, where code computes a
-            number from a width, as attention does its scale: with the gains the number makes no difference.
+        row_scales: What rows of weights and biases are multiplied with, an entry for each that stays, where code
+            computes a number from a width, as attention does its scale: so that the number makes no difference.
         plain: Those among ``shapes`` that are no parameters or buffers but plain attributes of modules, and are cut.
         examples: The calls that the model was traced with, to verify a cut by; the JSON of a plan leaves them out.
         rules: The rules that it was made with, likewise.
@@ -67,7 +67,7 @@ class Plan:
     macs: tuple[int, int]
     shifts: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
-    gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    row_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     plain: tuple[str, ...] = ()
     examples: tuple[Any, ...] = field(default=(), repr=False, compare=False)
     rules: Registry | None = field(default=None, repr=False, compare=False)
@@ -76,7 +76,7 @@ class Plan:
     def cut(self) -> Cut:
         """The cut as the surgery takes it."""
         kept = {n: {d: np.array(i, dtype=np.int64) for d, i in dims.items()} for n, dims in self.kept.items()}
-        return Cut(kept, self.attributes, _arrays(self.shifts), _arrays(self.scales), _arrays(self.gains))
+        return Cut(kept, self.attributes, _arrays(self.shifts), _arrays(self.scales), _arrays(self.row_scales))
 
     @ordinary_tensors()
     def apply(
@@ -189,12 +189,12 @@ class Plan:
 
     @property
     def _cuts(self) -> Cuts:
-        return Cuts(self.kept, self.attributes, self.shifts, self.scales, self.gains)
+        return Cuts(self.kept, self.attributes, self.shifts, self.scales, self.row_scales)
 
     @ordinary_tensors()
     def sensitivity(self) -> Sensitivity:
         """What each group costs, and what the plan saves and gives up there."""
-        return Sensitivity(self)
+        return Sensitivity(self.groups, self.params[0], self.macs[0])
 
     def to_json(self) -> str:
         """The plan as JSON text; see ``from_json``."""
@@ -218,7 +218,7 @@ class Plan:
             "notes": self.notes,
             "shifts": {name: list(shift) for name, shift in self.shifts.items()},
             "scales": {name: list(scale) for name, scale in self.scales.items()},
-            "gains": {name: list(gain) for name, gain in self.gains.items()},
+            "row_scales": {name: list(row_scale) for name, row_scale in self.row_scales.items()},
             "plain": self.plain,
         }
         return schema.sealed(document)
@@ -245,7 +245,7 @@ class Plan:
                 macs=schema.read_pair(document["macs"]),
                 shifts=schema.read_vectors(document, "shifts", shapes),
                 scales=schema.read_vectors(document, "scales", shapes),
-                gains=schema.read_vectors(document, "gains", shapes, of_rows=True),
+                row_scales=schema.read_vectors(document, "row_scales", shapes, of_rows=True),
                 plain=schema.read_texts(document.get("plain", [])),
             )
             schema.check_seal(document)

@@ -20,10 +20,11 @@ from structprune.resolve.ranking import Excess
 from structprune.resolve.resolution import Resolved, resolve, resolve_again
 from structprune.select.budget import Selection, select
 from structprune.select.costs import costs_of
-from structprune.select.importance import Ranking, name_of, ranking_of
+from structprune.select.importance import ranking_of
 from structprune.select.options import Settings
+from structprune.select.partitions import eligible_groups
 from structprune.select.patterns import matches
-from structprune.select.strata import eligible_groups
+from structprune.select.scores import Ranking, name_of
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.session import Session
 
@@ -131,7 +132,7 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
         settings=_plain(settings),
         shapes=shapes,
         kept={n: {d: tuple(i.tolist()) for d, i in dims.items()} for n, dims in cut.kept.items()},
-        gains={name: tuple(gain.tolist()) for name, gain in cut.gains.items()},
+        row_scales={name: tuple(row_scale.tolist()) for name, row_scale in cut.row_scales.items()},
         plain=tuple(name for name in shapes if name not in registered),
         attributes=cut.attributes,
         groups=tuple(

@@ -16,8 +16,8 @@ from structprune.plan.plan import Plan
 from structprune.plan.planner import Planner
 from structprune.select.budget import Selection
 from structprune.select.options import Settings
+from structprune.select.partitions import signatures
 from structprune.select.patterns import Names
-from structprune.select.strata import signatures
 from structprune.tracing.groups import DependencyGraph
 
 _SHOWN = 8

@@ -107,7 +107,7 @@ def _read_dim(key: str) -> int:
 def read_vectors(
     document: Mapping[str, Any], key: str, shapes: Mapping[str, tuple[int, ...]], *, of_rows: bool = False
 ) -> dict[str, tuple[float, ...]]:
-    """Shifts, scales or gains, an entry for each slice that stays, of vectors or of rows; the first plans had none."""
+    """Shifts, scales or row scales, an entry for each slice that stays, of vectors or of rows."""
     vectors: dict[str, tuple[float, ...]] = {}
     for name, values in document.get(key, {}).items():
         width, *rest = shapes[name]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from structprune.plan.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +71,26 @@ class Sensitivity:
     Savings are to first order, each group cut alone: where two groups meet in one weight, what both
     save together is less than the sum.
 
+    Args:
+        groups: The groups of a plan.
+        params: Parameters of the whole dense model.
+        macs: Its multiply-accumulates.
+
     Attributes:
         groups: The groups, those that save the most MACs for what they give up first.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, groups: Iterable[GroupPlan], params: int, macs: int) -> None:
+        self._params, self._macs = params, macs
         self.groups: tuple[GroupPlan, ...] = tuple(
-            sorted(plan.groups, key=lambda g: (not g.removed, -_saved_for(g), g.name))
+            sorted(groups, key=lambda g: (not g.removed, -_saved_for(g), g.name))
         )
 
     def __repr__(self) -> str:
         return f"<Sensitivity of {len(self.groups)} groups>"
 
     def __str__(self) -> str:
-        params, macs = self._plan.params[0], self._plan.macs[0]
+        params, macs = self._params, self._macs
         width = min(max((len(g.title) for g in self.groups), default=0), 44)
         head = f"{'':{width}} {'channels':>14} {'params':>8} {'saved':>8} {'MACs':>8} {'saved':>8} {'score lost':>10}"
         rows = [

@@ -44,7 +44,7 @@ class Found:
 
     def order(self, state: State, key: str, choice: Choice) -> tuple[str, ...]:
         """The interpretations that are left to try of a question."""
-        return tuple(state.decisions.readings.get(key, self.ranking.get(key, choice.readings)))
+        return tuple(state.decisions.interpretations.get(key, self.ranking.get(key, choice.interpretations)))
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class Guess:
 
 def prefer_unscaled(state: State, found: Found) -> State | None:
     """Take interpretations under which no number changes before one whose weights must make up for it."""
-    readings, deferred = dict(state.decisions.readings), dict(state.deferred)
+    interpretations, deferred = dict(state.decisions.interpretations), dict(state.deferred)
     for mismatch in found.trial.absorbed:
         behind = found.proposals.behind(found.graph, mismatch)
         for key, choice in _questions(found.graph, mismatch, behind).items():
-            order = readings.get(key, found.order(state, key, choice))
+            order = interpretations.get(key, found.order(state, key, choice))
             last = deferred.get(key, frozenset())
-            others = [r for r in order if r in choice.readings and r not in (choice.taken, FROZEN, *last)]
+            others = [r for r in order if r in choice.interpretations and r not in (choice.taken, FROZEN, *last)]
             if others:
                 deferred[key] = last | {choice.taken}
-                readings[key] = (*others, *(r for r in order if r not in others and r != FROZEN), FROZEN)
-                return state.decided(replace(state.decisions, readings=readings), deferred=deferred)
+                interpretations[key] = (*others, *(r for r in order if r not in others and r != FROZEN), FROZEN)
+                return state.decided(replace(state.decisions, interpretations=interpretations), deferred=deferred)
     return None
 
 
@@ -85,19 +85,19 @@ def follow_sizes(state: State, found: Found) -> State | None:
 
 def keep_two(state: State, found: Found) -> State | None:
     """Keep at least two entries of dimensions at operators that failed, where one was left."""
-    known = state.decisions.plural
+    known = state.decisions.at_least_two
     alone = [
         place
         for mismatch in found.trial.mismatches
         for place, ids in found.graph.record(mismatch.training).labelled(mismatch.node)
         if found.present[ids].sum() == 1 < len(ids) and place not in known
     ]
-    return state.decided(replace(state.decisions, plural=(*known, *alone))) if alone else None
+    return state.decided(replace(state.decisions, at_least_two=(*known, *alone))) if alone else None
 
 
 def next_interpretation(state: State, found: Found) -> State | None:
     """Interpret the operators that failed, or those that split what reaches them, in the next way."""
-    readings, whys = dict(state.decisions.readings), dict(state.decisions.whys)
+    interpretations, reasons = dict(state.decisions.interpretations), dict(state.decisions.reasons)
     changed: set[str] = set()
     given_up = set(state.decisions.held)
     for mismatch in found.trial.mismatches:
@@ -106,17 +106,18 @@ def next_interpretation(state: State, found: Found) -> State | None:
         if not changed.isdisjoint(questions):
             continue  # it may have failed of what is interpreted anew
         for key, choice in questions.items():
-            order = readings.get(key, found.order(state, key, choice))
+            order = interpretations.get(key, found.order(state, key, choice))
             # Only this one is out: where it was not possible, another one may be right.
             later = tuple(r for r in order if r != choice.taken)
-            if any(r in choice.readings for r in later):
-                readings[key] = later
-                whys[key] = f"cannot shrink here: {mismatch.text}"
+            if any(r in choice.interpretations for r in later):
+                interpretations[key] = later
+                reasons[key] = f"cannot shrink here: {mismatch.text}"
                 changed.add(key)
                 break
         else:
             given_up.update(behind)
-    return state.decided(replace(state.decisions, readings=readings, whys=whys)) if changed else None
+    decisions = replace(state.decisions, interpretations=interpretations, reasons=reasons)
+    return state.decided(decisions) if changed else None
 
 
 def freeze(state: State, found: Found) -> State:

@@ -50,12 +50,12 @@ class HeldInt(Remembers, int):
     """A size, or an integer computed from sizes."""
 
     def __eq__(self, other: object) -> bool:
-        """Compare, and tell the arrivals that are being logged."""
+        """Compare, and tell the uses that are being logged."""
         _note_comparison(self, other)
         return int(self) == other
 
     def __ne__(self, other: object) -> bool:
-        """Compare, and tell the arrivals that are being logged."""
+        """Compare, and tell the uses that are being logged."""
         _note_comparison(self, other)
         return int(self) != other
 
@@ -117,7 +117,7 @@ def hold_sizes(model: nn.Module) -> None:
         replace_size(model, size, HeldInt(size.value, frozenset([holder])))
 
 
-class Arrival(NamedTuple):
+class SizeUse(NamedTuple):
     """A remembering integer that reached an operator; where it sets the size of an output's dimension, which one."""
 
     size: HeldInt
@@ -132,7 +132,7 @@ class Comparison(NamedTuple):
     right: HeldInt
 
 
-class Arrivals(TorchFunctionMode):
+class SizeUses(TorchFunctionMode):
     """Logs the remembering integers that every PyTorch function is called with, by the nodes it ran.
 
     While it is active, the extents of traced tensors are remembering integers too. Nodes are named
@@ -144,12 +144,12 @@ class Arrivals(TorchFunctionMode):
         super().__init__()
         self._nodes = nodes
         self._dense = dense
-        self._twins: list[int | None] = []
+        self._matches: list[int | None] = []
         self._next = 0
-        self._log: list[tuple[int, int, list[Arrival], list[HeldFloat]]] = []
+        self._log: list[tuple[int, int, list[SizeUse], list[HeldFloat]]] = []
         self.comparisons: list[Comparison] = []
 
-    def __enter__(self) -> Arrivals:
+    def __enter__(self) -> SizeUses:
         """Start to log."""
         self._token = _LOGGING.set(self)
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -160,7 +160,7 @@ class Arrivals(TorchFunctionMode):
         super().__exit__(kind, error, at)  # type: ignore[no-untyped-call]
         _LOGGING.reset(self._token)
 
-    def at(self, node: int) -> list[Arrival]:
+    def at(self, node: int) -> list[SizeUse]:
         """The integers that reached a node, those of the innermost function first."""
         hits = [(end - start, found) for start, end, found, _ in self._log if start <= node < end]
         return [i for _, found in sorted(hits, key=lambda hit: hit[0]) for i in found]
@@ -168,7 +168,7 @@ class Arrivals(TorchFunctionMode):
     def extents_behind(self, node: int) -> list[Place]:
         """The extents that the numbers which reached a node were computed from."""
         hits = [(found, floats) for start, end, found, floats in self._log if start <= node < end]
-        numbers = [n for found, floats in hits for n in (*floats, *(arrival.size for arrival in found))]
+        numbers = [n for found, floats in hits for n in (*floats, *(use.size for use in found))]
         return [o for number in numbers for o in number.origins if isinstance(o, Place)]
 
     def compared(self, left: HeldInt, right: HeldInt) -> None:
@@ -179,14 +179,14 @@ class Arrivals(TorchFunctionMode):
     def _position(self) -> int:
         """The dense network's node that comes next."""
         dense = self._dense.nodes
-        for own in self._nodes[len(self._twins) :]:
+        for own in self._nodes[len(self._matches) :]:
             at = self._next
             while at < len(dense) and dense[at].op != own.op and dense[at].spec.keeps_values:
                 at += 1
             matches = at < len(dense) and dense[at].op == own.op
             if not matches and not own.spec.keeps_values:
                 at = len(dense)  # another way than the dense network's: what comes is of no use
-            self._twins.append(at if matches else None)
+            self._matches.append(at if matches else None)
             if matches or not own.spec.keeps_values:
                 self._next = at + 1
         return self._next
@@ -196,7 +196,7 @@ class Arrivals(TorchFunctionMode):
     ) -> Any:
         """Run a function and log what it was given."""
         kwargs = kwargs or {}
-        found = _shape_asked(func, args, kwargs) or [Arrival(i, None) for i in _held((args, kwargs), HeldInt)]
+        found = _shape_asked(func, args, kwargs) or [SizeUse(i, None) for i in _held((args, kwargs), HeldInt)]
         floats = list(_held((args, kwargs), HeldFloat))
         start = self._position() if found or floats else 0
         out = func(*args, **kwargs)
@@ -214,25 +214,25 @@ class Arrivals(TorchFunctionMode):
         if value.output >= len(outputs) or outputs[value.output].labels is not value.labels:
             return out  # of another run: the model kept its tensor
         self._position()
-        twin = self._twins[value.node]
-        if twin is None:
+        match = self._matches[value.node]
+        if match is None:
             return out
 
         def extent(dim: int, size: int) -> int:
             if size < 2:
                 return size
-            return HeldInt(size, frozenset([Place(self._dense.training, twin, True, value.output, dim)]))
+            return HeldInt(size, frozenset([Place(self._dense.training, match, True, value.output, dim)]))
 
         if isinstance(out, int):
             return extent(asked[0], out)
         return torch.Size([extent(dim, size) for dim, size in enumerate(out)])
 
 
-_LOGGING: ContextVar[Arrivals | None] = ContextVar("_LOGGING", default=None)
+_LOGGING: ContextVar[SizeUses | None] = ContextVar("_LOGGING", default=None)
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 
 
-def _shape_asked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Arrival]:
+def _shape_asked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[SizeUse]:
     """The sizes in the shape that a tensor is to have, with the dimensions that they are the sizes of."""
     if kwargs or func not in SHAPING:
         return []
@@ -242,7 +242,7 @@ def _shape_asked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> li
             return []
         first, args = args[1], (args[0], *args[2:])
     shape = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]
-    return [Arrival(size, first + i) for i, size in enumerate(shape) if isinstance(size, HeldInt)]
+    return [SizeUse(size, first + i) for i, size in enumerate(shape) if isinstance(size, HeldInt)]
 
 
 # Functions that give a tensor the shape that they are asked for.
@@ -250,9 +250,9 @@ SHAPING = frozenset((torch.Tensor.view, torch.Tensor.reshape, torch.reshape, tor
 
 
 def _note_comparison(left: HeldInt, right: object) -> None:
-    arrivals = _LOGGING.get()
-    if arrivals is not None and isinstance(right, HeldInt):
-        arrivals.compared(left, right)
+    uses = _LOGGING.get()
+    if uses is not None and isinstance(right, HeldInt):
+        uses.compared(left, right)
 
 
 def _held(value: Any, kind: type[T]) -> Iterator[T]:

@@ -1,4 +1,4 @@
-"""In which order the readings of split dimensions are tried."""
+"""In which order the interpretations of split dimensions are tried."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from structprune.tracing.discovery import Decisions, question_key
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.session import Session
 
-# The share of the most that any reading removes at which whole heads are preferred.
+# The share of the most that any interpretation removes at which whole heads are preferred.
 _MUCH = 0.25
 # Says for a graph which slices stay.
 Chooser = Callable[[DependencyGraph], Mask]
@@ -22,9 +22,9 @@ Excess = Callable[[DependencyGraph, Mask], int]
 
 @dataclass(frozen=True)
 class _Sketched:
-    """What is left under some readings, and how many operators run head by head.
+    """What is left under some interpretations, and how many operators run head by head.
 
-    ``taken``: by question the reading that all its operators took; none where they took several.
+    ``taken``: by question the interpretation that all its operators took; none where they took several.
     """
 
     left: tuple[int, int]
@@ -32,15 +32,15 @@ class _Sketched:
     taken: Mapping[str, str | None]
 
 
-def rank_readings(
+def rank_interpretations(
     session: Session, choose: Chooser, decisions: Decisions, excess: Excess | None = None
 ) -> tuple[Decisions, dict[str, tuple[str, ...]]]:
-    """Order the readings of every split dimension: attention's heads first, then by how much they remove.
+    """Order the interpretations of every split dimension: attention's heads first, then by how much they remove.
 
     Whole heads save real time, where narrower ones leave as many small products. With ``excess`` the least of it comes
     first, and heads do not matter.
     """
-    questions = ambiguous_readings(session.discover(decisions))
+    questions = ambiguous_interpretations(session.discover(decisions))
     ranking = dict(questions)
     unsettled: dict[str, dict[str, tuple[str, ...]]] = {}
     now: _Sketched | None = None
@@ -51,13 +51,13 @@ def rank_readings(
         if unsettled.pop(key, None) == beside:
             return
         ranking[key], removes, now = _ranked(session, choose, decisions, key, questions[key], now, excess)
-        decisions = decisions.reading(key, *ranking[key])
+        decisions = decisions.interpretation(key, *ranking[key])
         if not removes:
             unsettled[key] = beside
 
     for key in questions:
         rank(key)
-    # What removes nothing under the first readings of those that came later may do so under the best.
+    # What removes nothing under the first interpretations of those that came later may do so under the best.
     for key in list(unsettled):
         rank(key)
     return decisions, ranking
@@ -68,25 +68,25 @@ def _ranked(
     choose: Chooser,
     decisions: Decisions,
     key: str,
-    readings: tuple[str, ...],
+    interpretations: tuple[str, ...],
     now: _Sketched | None,
     excess: Excess | None,
 ) -> tuple[tuple[str, ...], bool, _Sketched | None]:
-    """The readings of one question in order, whether the first removes anything, and what the first gave.
+    """The interpretations of one question in order, whether the first removes anything, and what the first gave.
 
-    ``now``, where it is known, is what the decisions give: a reading that is taken already need not be sketched.
+    ``now``, where it is known, is what the decisions give: an interpretation taken already need not be sketched.
     """
     known = {
-        reading: now
-        if now and now.taken.get(key) == reading
-        else _sketched(session, choose, decisions.reading(key, reading), excess)
-        for reading in readings
+        interpretation: now
+        if now and now.taken.get(key) == interpretation
+        else _sketched(session, choose, decisions.interpretation(key, interpretation), excess)
+        for interpretation in interpretations
     }
-    left = {reading: sketched.left for reading, sketched in known.items()}
-    heads = {reading: sketched.heads for reading, sketched in known.items()}
-    ordered = sorted(readings, key=left.__getitem__)
+    left = {interpretation: sketched.left for interpretation, sketched in known.items()}
+    heads = {interpretation: sketched.heads for interpretation, sketched in known.items()}
+    ordered = sorted(interpretations, key=left.__getitem__)
     removes = True
-    if FROZEN in readings:
+    if FROZEN in interpretations:
         whole = left[FROZEN][0]
         # One that leaves as much as freezing is a wrong one, unless that is so of all.
         ordered = [r for r in ordered if r != FROZEN and left[r][0] <= whole]
@@ -118,13 +118,13 @@ def _sketched(session: Session, choose: Chooser, decisions: Decisions, excess: E
     return _Sketched(left, sum(len(node.batched) for node in nodes), taken)
 
 
-def ambiguous_readings(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
-    """Readings that remove different channels, by source line."""
+def ambiguous_interpretations(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
+    """Interpretations that remove different channels, by source line."""
     found: dict[str, tuple[str, ...]] = {}
     for record in graph.records:
         for node in record.nodes:
             for question, choice in node.choices.items():
-                if choice.readings[0] != "free":
+                if choice.interpretations[0] != "free":
                     key = question_key(node, question)
-                    found[key] = tuple(dict.fromkeys((*found.get(key, ()), *choice.readings)))
+                    found[key] = tuple(dict.fromkeys((*found.get(key, ()), *choice.interpretations)))
     return found

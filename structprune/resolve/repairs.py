@@ -21,7 +21,7 @@ from structprune.ir.slices import Coupling, Mask, SliceSpace
 from structprune.meta.replica import duplicate
 from structprune.meta.run import run_on_meta
 from structprune.resolve.counterparts import Counterparts
-from structprune.resolve.provenance import Arrivals, hold_sizes
+from structprune.resolve.provenance import SizeUses, hold_sizes
 from structprune.resolve.state import Attempt, Proposal, Repair, Site, State
 from structprune.tracing.discovery import Discovery
 from structprune.tracing.groups import DependencyGraph
@@ -38,7 +38,7 @@ class Proposals:
     def __init__(self, session: Session, counterparts: Counterparts) -> None:
         self._session = session
         self._counterparts = counterparts
-        self._by_mode: dict[bool, Arrivals] = {}
+        self._by_mode: dict[bool, SizeUses] = {}
 
     def stages(self, graph: DependencyGraph, mismatch: Mismatch) -> list[list[Proposal]]:
         """What could be done about a mismatch, the surest first; each stage adds to the one before."""
@@ -52,7 +52,7 @@ class Proposals:
         in_turn: list[list[Proposal]] = [[] for _ in range(_MOST_HOLDERS)]
         ties: list[Proposal] = []
         loose: list[Proposal] = []
-        for reached, dim in self._arrivals(record).at(mismatch.node.index):
+        for reached, dim in self._size_uses(record).at(mismatch.node.index):
             fitting = [place for place, _ in places if sizes[place] == reached and _sets(dim, place)]
             only = len(reached.origins) == 1
             if only:
@@ -83,18 +83,18 @@ class Proposals:
         record = graph.record(mismatch.training)
         if not mismatch.of_number:
             return []
-        places = dict.fromkeys(self._arrivals(record).extents_behind(mismatch.node.index))
+        places = dict.fromkeys(self._size_uses(record).extents_behind(mismatch.node.index))
         return [place for place in places if record.labels_at(place) is not None]
 
     def alike(self, graph: DependencyGraph, repair: Repair) -> list[Repair]:
         """The same repair in the other modules of the same class: what one block needs, all of them do."""
         record = graph.record(repair.place.training)
-        arrivals = self._arrivals(record)
+        uses = self._size_uses(record)
         found = []
         for path, node in self._counterparts.of(record, repair.holder.module, record.nodes[repair.place.node]):
             holder, place = replace(repair.holder, module=path), replace(repair.place, node=node.index)
             sizes = {p: len(ids) for p, ids in record.labelled(node)}
-            for reached, dim in arrivals.at(node.index):
+            for reached, dim in uses.at(node.index):
                 if holder in reached.origins and sizes.get(place) == reached and _sets(dim, place):
                     found.append(Repair(holder, place, int(reached)))
                     break
@@ -106,16 +106,16 @@ class Proposals:
         before = mismatch.node.index - 1
         while before >= 0 and record.nodes[before].is_leaf:
             before -= 1
-        for node, left, right in self._arrivals(record).comparisons:
+        for node, left, right in self._size_uses(record).comparisons:
             if before < node <= mismatch.node.index and left == right:
                 for held, of in ((left, right), (right, left)):
                     for place in of.extents:
                         yield from (Repair(h, place, int(of)) for h in held.holders)
                         yield from (Tie(place, other) for other in held.extents if held is left and place != other)
 
-    def _arrivals(self, record: Record) -> Arrivals:
+    def _size_uses(self, record: Record) -> SizeUses:
         if record.training not in self._by_mode:
-            self._by_mode[record.training] = _arrivals(self._session, record)
+            self._by_mode[record.training] = _size_uses(self._session, record)
         return self._by_mode[record.training]
 
 
@@ -204,7 +204,7 @@ def repaired(
     return tuple(c for c in changes.values() if c.new != c.old)
 
 
-def _arrivals(session: Session, dense: Record) -> Arrivals:
+def _size_uses(session: Session, dense: Record) -> SizeUses:
     """Run the dense network with sizes that remember their holders."""
 
     def same(tensor: torch.Tensor) -> torch.Tensor:
@@ -215,7 +215,7 @@ def _arrivals(session: Session, dense: Record) -> Arrivals:
     space = SliceSpace()
     labels = labels_of(session.replica, space)
     observer = Discovery(space, Coupling(space), {}, run_on_meta, training=dense.training, rules=dense.rules)
-    arrivals = Arrivals(observer.record.nodes, dense)
-    with arrivals:
+    uses = SizeUses(observer.record.nodes, dense)
+    with uses:
         session.follow(model, observer, labels)
-    return arrivals
+    return uses

@@ -12,7 +12,7 @@ from structprune.errors import StructPruneError
 from structprune.ir.slices import Mask
 from structprune.resolve.counterparts import Counterparts
 from structprune.resolve.guesses import AFTER_FAILURE, AFTER_SUCCESS, Found
-from structprune.resolve.ranking import Chooser, Excess, rank_readings
+from structprune.resolve.ranking import Chooser, Excess, rank_interpretations
 from structprune.resolve.repairs import Proposals, repaired
 from structprune.resolve.state import Repair, State
 from structprune.resolve.story import changes, in_short
@@ -50,7 +50,7 @@ def resolve(session: Session, choose: Chooser, excess: Excess | None = None) -> 
         StructPruneError: No decisions were found.
     """
     ties = layer_ties(session.replica)
-    decisions, ranking = rank_readings(session, choose, Decisions(ties=ties), excess)
+    decisions, ranking = rank_interpretations(session, choose, Decisions(ties=ties), excess)
     for key, order in ranking.items():
         _log.debug("%s is interpreted as %s", in_short(key), ", else ".join(order))
     counterparts = Counterparts(session.replica)
@@ -99,7 +99,7 @@ def _tried(
     followed = repaired(session.replica, graph, repairs, present)
     cut = Cut(kept, (*layer_changes(session.replica, graph, present), *followed))
     trial = run_trial(session, graph, cut, present)
-    cut = replace(cut, gains={name: gain[kept[name][0]] for name, gain in trial.gains.items()})
+    cut = replace(cut, row_scales={name: row_scale[kept[name][0]] for name, row_scale in trial.row_scales.items()})
     return Resolved(graph, present, cut, trial.macs, tuple(repairs)), trial
 
 
@@ -107,4 +107,4 @@ def _outcome(trial: Trial) -> str:
     if trial.mismatches:
         others = f", and {len(trial.mismatches) - 1} more" if len(trial.mismatches) > 1 else ""
         return f"fails at {trial.mismatches[0]}{others}"
-    return "passes, with rows of weights scaled" if trial.gains else "passes"
+    return "passes, with rows of weights scaled" if trial.row_scales else "passes"

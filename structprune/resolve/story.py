@@ -11,9 +11,9 @@ from structprune.resolve.state import State
 def changes(before: State, after: State) -> Iterator[str]:
     """The changes, one line each."""
     old, new = before.decisions, after.decisions
-    for key, order in new.readings.items():
-        if old.readings.get(key) != order:
-            why = f" ({new.whys[key]})" if new.whys.get(key) != old.whys.get(key) else ""
+    for key, order in new.interpretations.items():
+        if old.interpretations.get(key) != order:
+            why = f" ({new.reasons[key]})" if new.reasons.get(key) != old.reasons.get(key) else ""
             yield f"{in_short(key)} as {', else '.join(order)}{why}"
     dropped = [*(set(before.repairs) - set(after.repairs)), *(set(before.ties) - set(after.ties))]
     if dropped:
@@ -24,7 +24,7 @@ def changes(before: State, after: State) -> Iterator[str]:
     for tie in after.ties:
         if tie not in before.ties:
             yield f"{_said(tie.left)} loses the same share as {_said(tie.right)}"
-    for place in new.plural[len(old.plural) :]:
+    for place in new.at_least_two[len(old.at_least_two) :]:
         yield _said(place)
     for (training, index), reason in new.frozen.items():
         if (training, index) not in old.frozen:

@@ -17,8 +17,8 @@ from structprune.ir.operators import Operator
 from structprune.ir.record import Node, Record
 from structprune.ir.slices import Labels, Mask
 from structprune.meta.run import run_on_meta
-from structprune.resolve.gains import Gains, absorbed, alike
 from structprune.resolve.provenance import SHAPING
+from structprune.resolve.row_scales import RowScales, absorbed, alike
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.replay import DivergenceError, Mismatch, Replay
 from structprune.tracing.session import Session
@@ -30,13 +30,13 @@ class Trial:
 
     Attributes:
         absorbed: Numbers that differ and that weights make up for.
-        gains: What does it, by parameter, for the rows of the dense network.
+        row_scales: What does it, by parameter, for the rows of the dense network.
     """
 
     mismatches: tuple[Mismatch, ...]
     macs: int
     absorbed: tuple[Mismatch, ...] = ()
-    gains: Gains = field(default_factory=dict)
+    row_scales: RowScales = field(default_factory=dict)
 
 
 def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask) -> Trial:
@@ -47,7 +47,7 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
     mismatches: list[Mismatch] = []
     made_up: list[Mismatch] = []
     narrower = {name for name, dims in cut.kept.items() if 0 in dims}
-    gains: Gains | None = None
+    row_scales: RowScales | None = None
     macs = 0
     for dense in graph.records:
         # To watch every function costs time: only where tensors are split, or where it turns out to be needed.
@@ -67,12 +67,12 @@ def run_trial(session: Session, graph: DependencyGraph, cut: Cut, present: Mask)
         own, found = absorbed(dense, replay.mismatches, narrower)
         mismatches += [m for m in replay.mismatches if m not in own]
         made_up += own
-        if gains is not None and not alike(gains, found):
+        if row_scales is not None and not alike(row_scales, found):
             mismatches += made_up  # no weights serve both modes
-        gains = found
+        row_scales = found
         if mismatches:
             break  # what is amiss in evaluation is so in training
-    return Trial(tuple(mismatches), macs, () if mismatches else tuple(made_up), gains or {})
+    return Trial(tuple(mismatches), macs, () if mismatches else tuple(made_up), row_scales or {})
 
 
 def _attempt(
@@ -89,7 +89,7 @@ def _attempt(
     replica = cut_copy(session.replica, cut)
     try:
         with within(replay):
-            record = session.follow(replica, replay, labels, spoil=True)
+            record = session.follow(replica, replay, labels, consume=True)
         replay.end()
         return replay, record, None
     except DivergenceError:

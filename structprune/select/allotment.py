@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from structprune.select.importance import Scores
+from structprune.select.scores import Scores
 
 # Scores beside their mean that differ by less are equal: the mean of equal numbers may be off by a last digit.
 _DIGITS = 12
@@ -16,11 +16,11 @@ _DIGITS = 12
 
 @dataclass(frozen=True)
 class Widths:
-    """What may be left of strata that lose the same share: all of their shares, or some multiples of a unit.
+    """What may be left of partitions that lose the same share: all of their shares, or some multiples of a unit.
 
     Attributes:
         shares: Into how many equal shares they can be cut.
-        size: Channels in a share, of all strata together.
+        size: Channels in a share, of all partitions together.
         unit: Shares that are left are a multiple of this, where any goes.
         least: The fewest shares that may be left.
     """
@@ -59,14 +59,14 @@ class Widths:
 
 
 def allotted(widths: Sequence[Widths], scores: Sequence[Sequence[Scores]], target: int) -> list[int]:
-    """How many shares of each bundle go, so that as near as can be to ``target`` channels go, the weakest first.
+    """How many shares of each tied set go, so that as near as can be to ``target`` channels go, the weakest first.
 
-    A bundle that cannot give what its scores say gives what it can, and the next weakest go elsewhere.
+    A tied set that cannot give what its scores say gives what it can, and the next weakest go elsewhere.
 
     Args:
-        widths: What every bundle may be left with.
-        scores: The scores of the channels of every stratum of every bundle.
-        target: Channels to remove of all bundles together.
+        widths: What every tied set may be left with.
+        scores: The scores of the channels of every partition of every tied set.
+        target: Channels to remove of all tied sets together.
     """
     reached = _nearest(_totals(widths)[0], target)
     steps = _weakest(widths, scores, reached)
@@ -76,7 +76,7 @@ def allotted(widths: Sequence[Widths], scores: Sequence[Sequence[Scores]], targe
 
 
 def _weakest(widths: Sequence[Widths], scores: Sequence[Sequence[Scores]], target: int) -> list[int]:
-    """Steps of every bundle, the weakest first, as long as they fit into the target."""
+    """Steps of every tied set, the weakest first, as long as they fit into the target."""
     taken = [0] * len(widths)
     keys = [_keys(w, own) for w, own in zip(widths, scores, strict=True)]
     owner = np.repeat(np.arange(len(widths)), [w.steps for w in widths])
@@ -85,12 +85,12 @@ def _weakest(widths: Sequence[Widths], scores: Sequence[Sequence[Scores]], targe
     # Equal scores: all layers lose alike, not the first ones everything.
     order = np.lexsort((number, place, relative))
     for index in order.tolist():
-        bundle = int(owner[index])
-        own = widths[bundle]
-        size = (own.unit if taken[bundle] else own.first) * own.size
-        # A step that does not fit is left out, and with it those after it in its bundle.
-        if number[index] == taken[bundle] and size <= target:
-            taken[bundle] += 1
+        tied = int(owner[index])
+        own = widths[tied]
+        size = (own.unit if taken[tied] else own.first) * own.size
+        # A step that does not fit is left out, and with it those after it in its tied set.
+        if number[index] == taken[tied] and size <= target:
+            taken[tied] += 1
             target -= size
         if not target:
             break
@@ -98,7 +98,7 @@ def _weakest(widths: Sequence[Widths], scores: Sequence[Sequence[Scores]], targe
 
 
 def _keys(widths: Widths, scores: Sequence[Scores]) -> npt.NDArray[np.float64]:
-    """By what every step of a bundle is ranked: its mean score beside the mean of its stratum, then its place there."""
+    """By what a step of a tied set is ranked: its mean score beside its partition's mean, then its place there."""
     relative, place = [], []
     for own in scores:
         own = own - min(own.min(), 0.0)  # scores below 0 have no mean to stand beside
@@ -115,7 +115,7 @@ def _keys(widths: Widths, scores: Sequence[Scores]) -> npt.NDArray[np.float64]:
 
 
 def _totals(widths: Sequence[Widths]) -> list[int]:
-    """The totals that can be removed of the bundles from each one on, as sets."""
+    """The totals that can be removed of the tied sets from each one on, as sets."""
     totals = [1]
     for own in reversed(widths):
         sums = totals[-1]

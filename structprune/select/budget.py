@@ -10,9 +10,9 @@ import numpy as np
 
 from structprune.ir.slices import Mask
 from structprune.select.allotment import Widths, allotted
-from structprune.select.importance import Scores
 from structprune.select.options import Settings
-from structprune.select.strata import Stratum, bundles_of, strata_of
+from structprune.select.partitions import Partition, partitions_of, tied_partitions
+from structprune.select.scores import Scores
 from structprune.tracing.groups import DependencyGraph, Group
 
 _AUTO_MULTIPLE = 8
@@ -46,54 +46,54 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class _Bundle:
-    """Strata that lose the same share: what may be left, the ratio that is asked for, and the most that may go."""
+class _TiedSet:
+    """Partitions that lose the same share: what may be left, the ratio that is asked for, and the most that may go."""
 
-    strata: list[Stratum]
+    partitions: list[Partition]
     widths: Widths
     ratio: float
     most: float | None
 
     @property
     def channels(self) -> int:
-        """Channels of all its strata together."""
+        """Channels of all its partitions together."""
         return self.widths.shares * self.widths.size
 
 
 def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Selection:
-    """Take the weakest channels of every group, the ratio separately in every stratum.
+    """Take the weakest channels of every group, the ratio separately in every partition.
 
-    A stratum is the set of a group's channels that occur in the same producing axes and the same
+    A partition is the set of a group's channels that occur in the same producing axes and the same
     pieces of split dimensions: taken together, a piece could be emptied, or equal pieces become unequal.
-    Strata whose dimensions are tied lose the same share.
+    Partitions whose dimensions are tied lose the same share.
     """
     gone = np.zeros(graph.space.size, dtype=bool)
-    strata, skipped = strata_of(graph, settings)
+    partitions, skipped = partitions_of(graph, settings)
     selection = Selection(gone, skipped=skipped, scores=scores)
-    blocked, tied = bundles_of(graph, strata, settings)
+    blocked, together = tied_partitions(graph, partitions, settings)
     for index in blocked:
-        group = strata[index].group
+        group = partitions[index].group
         selection.skipped.setdefault(group.index, f"must be as wide as {blocked[index]}, which stays whole")
-    bundles = [_bundle(graph, [strata[i] for i in bundle], settings) for bundle in tied]
-    lefts = _lefts(bundles, settings, scores)
-    selection.notes += [*_at_limit(bundles, lefts, settings), *_shortfalls(bundles, lefts, settings)]
-    for bundle, shares_left in zip(bundles, lefts, strict=True):
-        for part in bundle.strata:
-            group, stratum = part.group, part.channels
-            left = shares_left * (len(stratum) // bundle.widths.shares)
-            if left == len(stratum):
-                if len(bundle.strata) > 1:
+    ties = [_tied_together(graph, [partitions[i] for i in indices], settings) for indices in together]
+    lefts = _lefts(ties, settings, scores)
+    selection.notes += [*_at_limit(ties, lefts, settings), *_shortfalls(ties, lefts, settings)]
+    for tied, shares_left in zip(ties, lefts, strict=True):
+        for part in tied.partitions:
+            group, partition = part.group, part.channels
+            left = shares_left * (len(partition) // tied.widths.shares)
+            if left == len(partition):
+                if len(tied.partitions) > 1:
                     why = "must lose the same share as other widths, and no whole numbers do"
                     selection.skipped.setdefault(group.index, why)
                 continue
-            emptied = _floored(bundle.ratio, len(stratum)) > len(stratum) - left
-            if bundle.most is None and emptied and left * part.slices <= _floor(settings.round_to):
+            emptied = _floored(tied.ratio, len(partition)) > len(partition) - left
+            if tied.most is None and emptied and left * part.slices <= _floor(settings.round_to):
                 selection.notes.append(f"{group.name}: the ratio would empty it, it keeps its last channels")
             # Equal scores keep the lower index: a stable sort by falling score.
-            weakest = stratum[np.argsort(-scores[stratum], kind="stable")[left:]]
+            weakest = partition[np.argsort(-scores[partition], kind="stable")[left:]]
             gone[weakest] = True
             selection.removed[group.index] = selection.removed.get(group.index, 0) + len(weakest)
-    for tried in strata:
+    for tried in partitions:
         if tried.group.index not in selection.removed:
             selection.skipped.setdefault(tried.group.index, "too narrow for this ratio and round_to")
     for index in selection.removed:
@@ -102,70 +102,70 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Select
     return selection
 
 
-def _bundle(graph: DependencyGraph, strata: list[Stratum], settings: Settings) -> _Bundle:
-    """What may be left of strata, of all the same share: at least one, a multiple where asked."""
+def _tied_together(graph: DependencyGraph, partitions: list[Partition], settings: Settings) -> _TiedSet:
+    """What may be left of partitions, of all the same share: at least one, a multiple where asked."""
     # The smallest share of all that leaves whole channels everywhere is one of this many.
-    shares = math.gcd(*(len(s.channels) for s in strata))
+    shares = math.gcd(*(len(s.channels) for s in partitions))
     # Tied layers lose the least that any of them may.
-    most = min((m for s in strata if (m := settings.most_of(s.group)) is not None), default=None)
+    most = min((m for s in partitions if (m := settings.most_of(s.group)) is not None), default=None)
     least = 1 if most is None else max(1, shares - _floored(most, shares))
     unit = 1
-    for stratum in strata:
-        if graph.plural[stratum.channels].any():
-            least = max(least, math.ceil(2 * shares / len(stratum.channels)))
-        own = _unit(len(stratum.channels), stratum.slices, settings.round_to)
-        unit = math.lcm(unit, own // math.gcd(own, len(stratum.channels) // shares))
-    widths = Widths(shares, sum(len(s.channels) for s in strata) // shares, unit, least)
+    for partition in partitions:
+        if graph.at_least_two[partition.channels].any():
+            least = max(least, math.ceil(2 * shares / len(partition.channels)))
+        own = _unit(len(partition.channels), partition.slices, settings.round_to)
+        unit = math.lcm(unit, own // math.gcd(own, len(partition.channels) // shares))
+    widths = Widths(shares, sum(len(s.channels) for s in partitions) // shares, unit, least)
     # And the least that any of them is asked for.
-    return _Bundle(strata, widths, min(settings.ratio_of(s.group) for s in strata), most)
+    return _TiedSet(partitions, widths, min(settings.ratio_of(s.group) for s in partitions), most)
 
 
-def _lefts(bundles: list[_Bundle], settings: Settings, scores: Scores) -> list[int]:
-    """The shares that are left of every bundle."""
+def _lefts(ties: list[_TiedSet], settings: Settings, scores: Scores) -> list[int]:
+    """The shares that are left of every tied set."""
     if settings.scope == "local":
-        return [b.widths.nearest(b.widths.shares - _floored(b.ratio, b.widths.shares)) for b in bundles]
-    lefts = [b.widths.shares for b in bundles]
-    for ratio, of in _by_ratio(bundles).items():
-        own = [[scores[stratum.channels] for stratum in bundles[i].strata] for i in of]
-        target = _floored(ratio, sum(bundles[i].channels for i in of))
-        for i, gone in zip(of, allotted([bundles[i].widths for i in of], own, target), strict=True):
+        return [b.widths.nearest(b.widths.shares - _floored(b.ratio, b.widths.shares)) for b in ties]
+    lefts = [b.widths.shares for b in ties]
+    for ratio, of in _by_ratio(ties).items():
+        own = [[scores[partition.channels] for partition in ties[i].partitions] for i in of]
+        target = _floored(ratio, sum(ties[i].channels for i in of))
+        for i, gone in zip(of, allotted([ties[i].widths for i in of], own, target), strict=True):
             lefts[i] -= gone
     return lefts
 
 
-def _by_ratio(bundles: list[_Bundle]) -> dict[float, list[int]]:
+def _by_ratio(ties: list[_TiedSet]) -> dict[float, list[int]]:
     """The places of those that are asked for the same ratio."""
     found: dict[float, list[int]] = {}
-    for place, bundle in enumerate(bundles):
-        found.setdefault(bundle.ratio, []).append(place)
+    for place, tied in enumerate(ties):
+        found.setdefault(tied.ratio, []).append(place)
     return found
 
 
-def _at_limit(bundles: list[_Bundle], lefts: list[int], settings: Settings) -> Iterator[str]:
+def _at_limit(ties: list[_TiedSet], lefts: list[int], settings: Settings) -> Iterator[str]:
     """Which layers lose less than they would, for the most that they may."""
     names: dict[float, list[str]] = {}
-    for bundle, left in zip(bundles, lefts, strict=True):
-        shares = bundle.widths.shares
-        wanted = settings.scope == "global" or _floored(bundle.ratio, shares) > shares - left
-        if bundle.most is not None and left == bundle.widths.lowest < shares and wanted:
-            names.setdefault(bundle.most, []).append(bundle.strata[0].group.name)
+    for tied, left in zip(ties, lefts, strict=True):
+        shares = tied.widths.shares
+        wanted = settings.scope == "global" or _floored(tied.ratio, shares) > shares - left
+        if tied.most is not None and left == tied.widths.lowest < shares and wanted:
+            names.setdefault(tied.most, []).append(tied.partitions[0].group.name)
     for most, layers in names.items():
         shown = ", ".join(layers[:5]) + (f" and {len(layers) - 5} more" if len(layers) > 5 else "")
         yield f"as narrow as max_ratio={most:g} lets a layer become: {shown}"
 
 
-def _shortfalls(bundles: list[_Bundle], lefts: list[int], settings: Settings) -> Iterator[str]:
+def _shortfalls(ties: list[_TiedSet], lefts: list[int], settings: Settings) -> Iterator[str]:
     """Where all layers together lose less than the ratio. One that was searched for a target is nobody's wish."""
     if settings.scope == "local" or settings.target is not None:
         return
-    for ratio, of in _by_ratio(bundles).items():
-        there = sum(bundles[i].channels for i in of)
-        gone = there - sum(lefts[i] * bundles[i].widths.size for i in of)
+    for ratio, of in _by_ratio(ties).items():
+        there = sum(ties[i].channels for i in of)
+        gone = there - sum(lefts[i] * ties[i].widths.size for i in of)
         asked = _floored(ratio, there)
         if gone < asked:
-            spent = all(lefts[i] == bundles[i].widths.lowest for i in of)
+            spent = all(lefts[i] == ties[i].widths.lowest for i in of)
             why = "no layer may lose more" if spent else "the widths that are allowed come no nearer"
-            limits = sorted({1.0 if (most := bundles[i].most) is None else most for i in of})
+            limits = sorted({1.0 if (most := ties[i].most) is None else most for i in of})
             limit = " and ".join(f"{most:g}" for most in limits)
             yield (
                 f"the ratio {ratio:g} asks for {asked:,} of {there:,} channels, and {gone:,} go ({gone / there:.1%}): "

@@ -17,8 +17,8 @@ from torch_pruning.pruner.importance import RandomImportance
 
 from structprune.errors import OptionError
 from structprune.ir.slices import Ids
-from structprune.select.importance import Norms, Scores
-from structprune.select.strata import signatures
+from structprune.select.partitions import signatures
+from structprune.select.scores import Norms, Scores
 from structprune.tracing.groups import DependencyGraph, Group
 
 # The layers whose weights its criteria read, and which dimension of the weight lies along which side.

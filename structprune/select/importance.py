@@ -1,47 +1,16 @@
-"""How much each channel weighs: what channels are ranked by."""
+"""What channels are ranked by: the choice among norms, lots, functions and the criteria of torch-pruning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from structprune.errors import ModelError, OptionError, described
-from structprune.ir.record import Node
-from structprune.ir.slices import Ids
+from structprune.errors import ModelError
 from structprune.meta.replica import named_tensors
-from structprune.select.options import Criterion, Importance, is_over_graph
-from structprune.tracing.groups import DependencyGraph, Group, Producer
-
-Scores = npt.NDArray[np.float64]
-_NO_VALUES = (
-    '{} is on the meta device and has no values to rank: load the weights first, take importance="random" or a '
-    "function, or apply a plan that was made on another copy (Plan.apply)."
-)
-# Elements that norms are computed of at a time.
-_STRETCH = 1 << 22
-
-
-class Ranking(Protocol):
-    """A way to score channels.
-
-    Attributes:
-        notes: What the user should know of the scores.
-    """
-
-    notes: list[str]
-
-    def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
-        """Score the channels of groups.
-
-        Returns:
-            One score per slice id, filled in at the id that stands for the channel; the weakest go first.
-        """
-        ...
+from structprune.select.options import Importance
+from structprune.select.scores import NO_VALUES, Norms, Random, Ranking, Scored
 
 
 def ranking_of(importance: Importance, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Ranking:
@@ -76,7 +45,7 @@ def check_values(importance: Importance, model: nn.Module, weights: Mapping[str,
     if parameters and all(t.is_meta for t in parameters.values()) and _reads_values(importance):
         first = next(iter(parameters))
         if weights[first].is_meta:
-            raise ModelError(_NO_VALUES.format(first))
+            raise ModelError(NO_VALUES.format(first))
 
 
 def _reads_values(importance: Importance) -> bool:
@@ -86,167 +55,3 @@ def _reads_values(importance: Importance) -> bool:
     from structprune.select.criteria import draws_lots, is_of_torch_pruning
 
     return is_of_torch_pruning(importance) and not draws_lots(importance)
-
-
-def name_of(importance: Importance) -> str:
-    """What a plan calls the criterion that it was made with."""
-    if isinstance(importance, str):
-        return importance
-    return getattr(importance, "__name__", type(importance).__name__)
-
-
-class Norms:
-    """The norms of a network's filters, each computed once.
-
-    Args:
-        weights: The values of its parameters and buffers by name; read one at a time.
-        order: 2 for the L2 norm, squares summed over tied producers; 1 for the L1 norm.
-    """
-
-    def __init__(self, weights: Mapping[str, torch.Tensor], order: int = 2) -> None:
-        self.notes: list[str] = []
-        self._tensors = weights
-        self._order = order
-        self._known: dict[tuple[bool, tuple[int, int], int], Scores] = {}
-
-    def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
-        """The norm of the producing filters of every channel.
-
-        Raises:
-            ModelError: The weights are on the meta device.
-        """
-        ids: list[Ids] = []
-        powers: list[Scores] = []
-        for group in groups:
-            for producer in group.producers:
-                ids.append(graph.roots[producer.ids])
-                powers.append(self._of(producer) ** self._order)
-        if not ids:
-            return np.zeros(graph.space.size)
-        total = np.bincount(np.concatenate(ids), weights=np.concatenate(powers), minlength=graph.space.size)
-        return np.asarray(np.sqrt(total) if self._order == 2 else total, dtype=np.float64)
-
-    def _of(self, producer: Producer) -> Scores:
-        """The norms along the producing dimension of an operand, which every trace makes at the same node."""
-        key = producer.record.training, producer.source, producer.dim
-        if key not in self._known:
-            # Before the weight is read: what is kept must not lie behind it on the heap, where it would hold
-            # the room of one weight after the other.
-            norms = np.empty(len(producer.ids))
-            weight = _operand(producer, self._tensors)
-            if weight.is_meta:
-                raise ModelError(_NO_VALUES.format(producer.name))
-            norms[:] = _norms(weight, producer.dim, self._order)
-            self._known[key] = norms
-        return self._known[key]
-
-
-class Random:
-    """The same random score for a slice in every graph of a plan; ``torch.manual_seed`` decides which."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self._seed = int(torch.randint(2**31, (1,)))
-
-    def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
-        """Random scores."""
-        return np.random.default_rng(self._seed).random(graph.space.size)
-
-
-class Scored:
-    """Scores by a function of a group, or of the graph."""
-
-    def __init__(self, criterion: Callable[[Any], Any]) -> None:
-        self.notes: list[str] = []
-        self._criterion = criterion
-
-    def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
-        """What the function returns for each group.
-
-        Raises:
-            OptionError: That is not a finite number for each channel.
-        """
-        scores = np.zeros(graph.space.size)
-        given = self._of_graph(graph) if is_over_graph(self._criterion) else None
-        for group in groups:
-            own = self._criterion(group) if given is None else given[group.index]
-            scores[group.channels] = read_scores(own, self._criterion, group)
-        return scores
-
-    def _of_graph(self, graph: DependencyGraph) -> Sequence[Any]:
-        given = self._criterion(graph)
-        if not isinstance(given, Sequence) or len(given) != len(graph.groups):
-            what = f"{len(given)} entries" if isinstance(given, Sequence) else described(given)
-            raise OptionError(
-                f"importance={name_of(self._criterion)} returned {what}; expected a list with the scores of each of "
-                f"the {len(graph.groups)} groups of the graph, in their order."
-            )
-        return given
-
-
-def read_scores(given: Any, criterion: Criterion, group: Group) -> Scores:
-    """Check what a criterion returned for a group.
-
-    Raises:
-        OptionError: It is not a finite number for each channel.
-    """
-    name = name_of(criterion)
-    try:
-        given = np.ascontiguousarray(given) if isinstance(given, np.ndarray) else given
-        tensor = torch.zeros(0) if given is None else torch.as_tensor(given)
-        if tensor.is_complex() or tensor.is_meta:
-            raise TypeError("complex or without values")
-        scores = tensor.detach().double().cpu().numpy()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionError(
-            f"importance={name} returned a {type(given).__name__} that is no row of numbers, for the group "
-            f"{group.name} ({error}); expected a score for each of its {group.width} channels."
-        ) from error
-    if scores.shape != (group.width,):
-        what = "None" if given is None else f"the shape {list(scores.shape)}"
-        raise OptionError(
-            f"importance={name} returned {what} for the group {group.name}; expected a score for each of its "
-            f"{group.width} channels, in their order (group.channels)."
-        )
-    if not np.isfinite(scores).all():
-        raise OptionError(f"importance={name} returned {scores[~np.isfinite(scores)][0]} for the group {group.name}.")
-    return scores
-
-
-def _norms(weight: torch.Tensor, dim: int, order: int) -> Scores:
-    weight = weight.detach()
-    others = [d for d in range(weight.ndim) if d != dim]
-    if not others:
-        return weight.abs().double().cpu().numpy()
-    dtype = torch.float64 if weight.dtype in (torch.float64, torch.complex128) else torch.float32
-    # Norms in another dtype copy what they read, as absolute values of complex numbers do: a stretch at a time.
-    step = max(1, _STRETCH * weight.shape[dim] // max(1, weight.numel()))
-    parts = [
-        torch.linalg.vector_norm(part.abs() if part.is_complex() else part, order, dim=others, dtype=dtype)
-        .double()
-        .cpu()
-        for part in torch.split(weight, step, dim)
-    ]
-    return torch.cat(parts).numpy()
-
-
-def _operand(producer: Producer, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The value of a weight operand: a parameter, or what the traced operators make of parameters."""
-    with torch.no_grad():
-        weight: torch.Tensor = _Values(producer.record.nodes, tensors)(*producer.source)
-    return weight
-
-
-class _Values:
-    """The values of traced nodes that derive from parameters alone, by node and output."""
-
-    def __init__(self, nodes: list[Node], tensors: Mapping[str, torch.Tensor]) -> None:
-        self._nodes = nodes
-        self._tensors = tensors
-
-    def __call__(self, index: int, output: int) -> Any:
-        node = self._nodes[index]
-        if node.replay is None:
-            return self._tensors[node.op.removeprefix("parameter::")].detach()
-        out = node.replay(self)
-        return out[output] if isinstance(out, (list, tuple)) else out

@@ -19,7 +19,7 @@ from structprune.ops import OPERATORS
 from structprune.ops.call import Effect
 
 T = TypeVar("T")
-Readings = Mapping[str, tuple[str, ...]]
+Interpretations = Mapping[str, tuple[str, ...]]
 # What a run itself leaves in a node's memory, beside what its rule remembers.
 RAN = ("decided", "number", "drawn")
 
@@ -29,28 +29,29 @@ class Decisions:
     """How ambiguous operators are read, and which operators freeze what reaches them.
 
     Attributes:
-        readings: The readings to take by source line and operator, see ``question_key``: the first that is possible.
-        whys: Why the readings before these were given up.
+        interpretations: How to interpret operators, by source line and operator, see ``question_key``: the first that
+            is possible is taken.
+        reasons: Why the interpretations before these were given up.
         frozen: Reasons by mode (training or not) and node.
         held: Reasons by dimension that must stay.
         ties: Dimensions that lose the same share.
-        plural: Dimensions that keep at least two, because operators treat a dimension of one in another way.
+        at_least_two: Dimensions that keep at least two, because operators treat a dimension of one in another way.
     """
 
-    readings: Readings = field(default_factory=dict)
-    whys: Mapping[str, str] = field(default_factory=dict)
+    interpretations: Interpretations = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
     frozen: Mapping[tuple[bool, int], str] = field(default_factory=dict)
     held: Mapping[Place, str] = field(default_factory=dict)
     ties: tuple[Tie, ...] = ()
-    plural: tuple[Place, ...] = ()
+    at_least_two: tuple[Place, ...] = ()
 
-    def reading(self, key: str, *order: str) -> Decisions:
-        """These decisions with one more reading, and those to fall back on where that one is not possible."""
-        return replace(self, readings={**self.readings, key: order})
+    def interpretation(self, key: str, *order: str) -> Decisions:
+        """These decisions with one more interpretation, and those to fall back on where that one is not possible."""
+        return replace(self, interpretations={**self.interpretations, key: order})
 
 
 def question_key(node: Node, question: str) -> str:
-    """Readings are taken per source line and operator: all blocks of a network share them."""
+    """Interpretations are taken per source line and operator: all blocks of a network share them."""
     return f"{node.op} {question} at {node.line}"
 
 
@@ -61,12 +62,12 @@ class Discovery:
         self,
         space: SliceSpace,
         coupling: Coupling,
-        readings: Readings,
+        interpretations: Interpretations,
         run: Callable[[Operator, Sequence[Any], dict[str, Any]], Any],
         *,
         training: bool,
         on_meta: bool = False,
-        whys: Mapping[str, str] = MappingProxyType({}),
+        reasons: Mapping[str, str] = MappingProxyType({}),
         rules: Registry | None = None,
     ) -> None:
         self.on_meta = on_meta
@@ -74,8 +75,8 @@ class Discovery:
         self.record = Record(training, on_meta, rules)
         self._space = space
         self._coupling = coupling
-        self._readings = readings
-        self._whys = whys
+        self._readings = interpretations
+        self._whys = reasons
         self._run = run
 
     def start(self, node: Node) -> None:
@@ -123,15 +124,15 @@ class Discovery:
         """New ids."""
         return self._space.fresh(count)
 
-    def is_filling(self, ids: Ids) -> bool:
+    def is_placeholder(self, ids: Ids) -> bool:
         """Whether no axis of a tensor has these ids."""
-        return self._space.is_filling(ids)
+        return self._space.is_placeholder(ids)
 
-    def choose(self, node: Node, question: str, readings: tuple[str, ...], effect: Effect) -> str:
-        """The reading decided for this source line, else the first."""
-        wanted = self._readings.get(question_key(node, question), readings)
-        taken = next((r for r in wanted if r in readings), readings[-1])
-        node.choices[question] = Choice(readings, taken, self._whys.get(question_key(node, question), ""))
+    def choose(self, node: Node, question: str, interpretations: tuple[str, ...], effect: Effect) -> str:
+        """The interpretation decided for this source line, else the first."""
+        wanted = self._readings.get(question_key(node, question), interpretations)
+        taken = next((r for r in wanted if r in interpretations), interpretations[-1])
+        node.choices[question] = Choice(interpretations, taken, self._whys.get(question_key(node, question), ""))
         return taken
 
     def remember(self, node: Node, key: str, value: T) -> T:

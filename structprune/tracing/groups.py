@@ -115,7 +115,7 @@ class DependencyGraph:
         records: Sequence[Record],
         notes: Sequence[str],
         ties: Sequence[Tie] = (),
-        plural: Sequence[Place] = (),
+        at_least_two: Sequence[Place] = (),
     ) -> None:
         self.model = model
         self.space = space
@@ -123,7 +123,7 @@ class DependencyGraph:
         self.notes = tuple(notes)
         self._coupling = coupling
         self._ties = tuple(ties)
-        self._plural = tuple(plural)
+        self._at_least_two = tuple(at_least_two)
         self._freeze_lost_channels()
 
     @cached_property
@@ -167,9 +167,9 @@ class DependencyGraph:
         return found
 
     @cached_property
-    def plural(self) -> Mask:
+    def at_least_two(self) -> Mask:
         """For every slice id whether its channel must not be the only one left along its dimension."""
-        return self._spread(ids for place in self._plural if (ids := self._ids_at(place)) is not None)
+        return self._spread(ids for place in self._at_least_two if (ids := self._ids_at(place)) is not None)
 
     def record(self, training: bool) -> Record:
         """The trace of one mode."""

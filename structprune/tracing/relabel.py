@@ -1,4 +1,4 @@
-"""The rules asked again over a recorded forward, under other readings: no operator runs a second time."""
+"""The rules asked again over a recorded forward, under other interpretations: no operator runs a second time."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
             # An input is all unlabelled, whatever its rank.
             leaves[old.index] = labels[name] if old.op.startswith("parameter::") else (None,) * _MOST_DIMS
             continue
-        node.sources, node.settings, node.writes = old.sources, old.settings, old.writes
+        node.sources, node.unchanging, node.writes = old.sources, old.unchanging, old.writes
         node.returns_list, node.constants, node.line = old.returns_list, old.constants, old.line
         node.replay, node.macs, node.not_filled = old.replay, old.macs, old.not_filled
         values = [

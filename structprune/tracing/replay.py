@@ -87,7 +87,7 @@ class Replay:
         self._copied = {node.sources[0][0] for node in dense.nodes if node.op == "aten::clone"}
         self._storages: dict[int, list[StorageWeakRef]] = {}
         self._shared: list[StorageWeakRef] = []
-        self._twins: dict[int, int] = {}
+        self._matches: dict[int, int] = {}
 
     def start(self, node: Node) -> None:
         """Find the dense network's run of this operator."""
@@ -110,11 +110,11 @@ class Replay:
         self._next += 1
         self._matched = expected
         self._fresh_taken = 0
-        self._twins[node.index] = expected.index
+        self._matches[node.index] = expected.index
         self._compare_sources(node, expected)
-        settings = dict(expected.settings)
+        settings = dict(expected.unchanging)
         self._left |= expected.op == LEAVES
-        for name, got in node.settings:
+        for name, got in node.unchanging:
             dense = settings.get(name, got)
             if self._left and isinstance(got, float) and isinstance(dense, float):
                 continue  # other code may have computed it from values, which differ
@@ -289,14 +289,14 @@ class Replay:
         self._fresh_taken += 1
         return self.kept(dense.fresh[self._fresh_taken - 1])
 
-    def is_filling(self, ids: Ids) -> bool:
+    def is_placeholder(self, ids: Ids) -> bool:
         """Whether no axis of a tensor has these ids."""
-        return self._space.is_filling(ids)
+        return self._space.is_placeholder(ids)
 
-    def choose(self, node: Node, question: str, readings: tuple[str, ...], effect: Effect) -> str:
-        """The reading that was taken for the dense network."""
+    def choose(self, node: Node, question: str, interpretations: tuple[str, ...], effect: Effect) -> str:
+        """The interpretation that was taken for the dense network."""
         choice = self.expected(node).choices.get(question)
-        return readings[0] if choice is None else choice.taken
+        return interpretations[0] if choice is None else choice.taken
 
     def remember(self, node: Node, key: str, value: T) -> T:
         """What the dense network's run stored."""
@@ -314,7 +314,7 @@ class Replay:
             own, other = self.record.nodes[index], self._dense[dense]
             if own.replay is None and own.op == other.op and own.is_leaf:
                 continue
-            if (self._twins.get(index), output) != (dense, of_dense):
+            if (self._matches.get(index), output) != (dense, of_dense):
                 self.mismatch(expected, "reads another tensor than in the dense network")
                 return
 

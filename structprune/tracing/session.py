@@ -29,7 +29,7 @@ from structprune.meta.replica import (
     walk,
 )
 from structprune.meta.run import run_on_meta
-from structprune.tracing.discovery import Decisions, Discovery, Readings
+from structprune.tracing.discovery import Decisions, Discovery, Interpretations
 from structprune.tracing.flow import freeze_unread
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.layers import couple_states
@@ -61,7 +61,7 @@ class Session:
         self.training_examples: Invocations = []
         self._recorded: list[Record] | None = None
         self._evaluated: Record | None = None
-        self._traced: tuple[Readings, tuple[SliceSpace, Coupling, list[Record]]] | None = None
+        self._traced: tuple[Interpretations, tuple[SliceSpace, Coupling, list[Record]]] | None = None
         self._mode = False
         self._reads_values = False
         self._on_meta = True
@@ -90,8 +90,8 @@ class Session:
 
     def discover(self, decisions: Decisions) -> DependencyGraph:
         """Trace the dense network in every mode that runs, join the constraints, and add what was decided."""
-        if self._traced is None or self._traced[0] != decisions.readings:
-            self._traced = decisions.readings, self._trace(decisions)
+        if self._traced is None or self._traced[0] != decisions.interpretations:
+            self._traced = decisions.interpretations, self._trace(decisions)
         space, coupling, records = self._traced[1]
         coupling = coupling.copy()
         by_mode = {record.training: record for record in records}
@@ -103,11 +103,11 @@ class Session:
             held = by_mode[place.training].labels_at(place)
             if held is not None:
                 coupling.freeze(held, reason)
-        wishes = decisions.ties, decisions.plural
+        wishes = decisions.ties, decisions.at_least_two
         return DependencyGraph(self.model_name, space, coupling, records, self.notes, *wishes)
 
     def sketch(self, decisions: Decisions) -> DependencyGraph:
-        """The graph of evaluation alone, without what was frozen: to compare readings by."""
+        """The graph of evaluation alone, without what was frozen: to compare interpretations by."""
         if self._recorded is None:
             return self.discover(decisions)
         space, coupling, records = self._trace(decisions, [False])
@@ -123,11 +123,11 @@ class Session:
             Discovery(
                 space,
                 coupling,
-                decisions.readings,
+                decisions.interpretations,
                 run_on_meta,
                 training=mode,
                 on_meta=self._on_meta,
-                whys=decisions.whys,
+                reasons=decisions.reasons,
                 rules=self.rules,
             )
             for mode in modes
@@ -151,12 +151,14 @@ class Session:
             self._evaluated = record
         return record
 
-    def follow(self, model: nn.Module, observer: Observer, labels: dict[str, Labels], *, spoil: bool = False) -> Record:
+    def follow(
+        self, model: nn.Module, observer: Observer, labels: dict[str, Labels], *, consume: bool = False
+    ) -> Record:
         """Run one mode of a (dense or cut) replica under an observer."""
         self._mode = observer.record.training
         # A copy with its own weights is where the model is.
         device = self._device if self._on_meta else None
-        return follow(model, self.calls[self._mode], observer, labels, spoil=spoil, device=device)
+        return follow(model, self.calls[self._mode], observer, labels, consume=consume, device=device)
 
     def _settle(self, candidates: Iterable[Invocations], given: bool) -> None:
         """Take the first inputs that run in both modes, else the first that run in evaluation."""
@@ -231,7 +233,7 @@ def follow(
     observer: Observer,
     labels: dict[str, Labels],
     *,
-    spoil: bool = False,
+    consume: bool = False,
     device: torch.device | None = None,
     decomposed: bool = True,
 ) -> Record:
@@ -243,11 +245,11 @@ def follow(
         calls: What to call it with.
         observer: What learns of every operator, and runs it.
         labels: The slices of its tensors.
-        spoil: The model is not needed any more: run it itself.
+        consume: The model is not needed any more: run it itself.
         device: For a copy on the meta device: where the user's model is.
         decomposed: Run attention as the operators that it is made of.
     """
-    if not spoil:
+    if not consume:
         model = lent(model)
     tracer = Tracer(observer, device)
     record = observer.record

@@ -25,7 +25,7 @@ from structprune.ir.slices import Ids, Labels
 from structprune.ir.tensors import memory_of, tensors_among
 from structprune.meta.costs import is_counted, operator_flops
 from structprune.meta.forward import module_paths, unseen
-from structprune.meta.twins import Twins
+from structprune.meta.stand_ins import StandIns
 from structprune.meta.watch import Watch
 from structprune.ops import OPERATORS
 from structprune.ops.boundary import LEAVES
@@ -87,7 +87,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._rewritten: dict[int, int] = {}
         self._given: dict[int, torch.Tensor] = {}
         self._unfilled: dict[int, StorageWeakRef] = {}
-        self._twins = Twins()
+        self._stand_ins = StandIns()
         self._left = False
         self._computed: set[int] = set()
 
@@ -153,7 +153,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         node.sources = tuple([(v.node, v.output) for v in values])
         node.spec = op.spec
-        node.settings = tuple([(n, comparable(arguments.get(n, op.defaults[n]))) for n in op.settings])
+        node.unchanging = tuple([(n, comparable(arguments.get(n, op.defaults[n]))) for n in op.unchanging])
         node.writes = op.in_place or bool(op.writes)
         if op.spec.placed:
             node.places = places({**op.defaults, **arguments}, values[0].labels)
@@ -185,7 +185,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             constant = self._note_constants(node, op, arguments, tensors, values, results)
             # To hold on to the values would take gigabytes.
-            node.asked = Asked(op, *self._twins.of((arguments, tensors, out)))
+            node.asked = Asked(op, *self._stand_ins.of((arguments, tensors, out)))
         labels = self._observer.finish(node, out, labels)
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
@@ -314,7 +314,7 @@ def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch
             name = op.name
             observer.record.unknown[name] = observer.record.unknown.get(name, 0) + 1
             call.freeze_all(f"{name.removeprefix('aten::')} has no rule")
-        return [(None,) * t.ndim for t in results]
+        return _others(call, results)
     try:
         got = op.spec.rule(call.of_values(results) if op.out_variant else call)
         labels = got if isinstance(got, list) else [got]
@@ -324,7 +324,13 @@ def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch
             _check_labels(results, labels)
     except Exception as error:
         return observer.rule_failed(call.node, error)
-    return labels + [(None,) * t.ndim for t in results[len(labels) :]]
+    return labels + _others(call, results[len(labels) :])
+
+
+def _others(call: Call, results: list[torch.Tensor]) -> list[Labels]:
+    """The labels of results that no rule speaks of: arguments that are written into keep theirs."""
+    written = [any(t is own for own in call.tensors) for t in results] if call.writes else [False] * len(results)
+    return [call.labels(t) if own else (None,) * t.ndim for t, own in zip(results, written, strict=True)]
 
 
 def _check_labels(results: list[torch.Tensor], labels: list[Labels]) -> None:

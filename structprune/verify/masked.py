@@ -46,7 +46,7 @@ class MaskedDense(Planned):
     def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operator on masked activations, if it contracts."""
         if op.in_place or op.out_variant or op.name == LEAVES:
-            written = tensors_among((*args[:1], *(v for k, v in kwargs.items() if k not in op.settings)))
+            written = tensors_among((*args[:1], *(v for k, v in kwargs.items() if k not in op.unchanging)))
             if any(memory_of(tensor) in self.lent for tensor in written):
                 raise WritesWeightsError
         if torch.Tag.nondeterministic_seeded in op.func.tags:

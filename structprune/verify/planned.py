@@ -26,10 +26,10 @@ class Planned(Discovery):
         for axis in space.axes:
             self._gone[axis.ids] = ~kept_along(plan, axis)
 
-    def choose(self, node: Node, question: str, readings: tuple[str, ...], effect: Effect) -> str:
-        """The first reading that couples none that goes with one that stays."""
-        taken = next((r for r in readings if self._fits(effect(r))), readings[-1])
-        node.choices[question] = Choice(readings, taken)
+    def choose(self, node: Node, question: str, interpretations: tuple[str, ...], effect: Effect) -> str:
+        """The first interpretation that couples none that goes with one that stays."""
+        taken = next((r for r in interpretations if self._fits(effect(r))), interpretations[-1])
+        node.choices[question] = Choice(interpretations, taken)
         return taken
 
     def gone(self, ids: Ids) -> Mask:

@@ -190,7 +190,7 @@ def _changed_tensors(plan: Plan, dense: nn.Module, pruned: nn.Module) -> list[st
             continue
         expected = cut_values(name, originals[name], cut)
         # Two cuts that compensate round twice, where one plan for both rounds once.
-        computed = name in cut.shifts or name in cut.scales or name in cut.gains
+        computed = name in cut.shifts or name in cut.scales or name in cut.row_scales
         alike = tensor.device == expected.device and tensor.dtype == expected.dtype
         if not alike or not (
             _same_values(tensor, expected) or (computed and torch.allclose(tensor, expected, rtol=1e-5, atol=1e-6))

@@ -123,7 +123,7 @@ def compared(
         name: tuple(None if ids is None else ids[present[ids]] for ids in axes) for name, axes in labels.items()
     }
     # Another number where weights make up for it: whether they do is what the outputs say.
-    numbers = bool(plan.gains)
+    numbers = bool(plan.row_scales)
     replay = Replay(plain, space, roots, None, present, cut_run, any_numbers=numbers, draws_anew=draws_anew)
     cut = _replayed(model, calls, replay, left, DiffersError)
     first = _first(plain, masked_run, cut_run, replay) if locates else ""

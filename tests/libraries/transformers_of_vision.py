@@ -105,7 +105,7 @@ _OF_VIT_PYTORCH: dict[str, tuple[str, dict[str, Any], Call]] = {
         image(32),
     ),
     "CrossViT": ("cross_vit.CrossViT", _CROSS, image(32)),
-    "Twins-SVT": (
+    "StandIns-SVT": (
         "twins_svt.TwinsSVT",
         {
             "num_classes": 10,

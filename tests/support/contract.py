@@ -36,7 +36,7 @@ class Case:
     shapes: tuple[tuple[int, ...], ...]
     free: tuple[str, ...]
     """The dimensions that may shrink, as ``"0.1"``: tensor 0, dimension 1. All others are frozen."""
-    reading: str = ""
+    interpretation: str = ""
     make: Callable[[Sequence[int]], torch.Tensor] = torch.randn
 
 
@@ -74,11 +74,11 @@ class Traced:
 class _Forced(Discovery):
     """A discovery in which every ambiguous operator is read as the case says."""
 
-    reading = ""
+    interpretation = ""
 
-    def choose(self, node: Any, question: str, readings: tuple[str, ...], effect: Any) -> str:
-        taken = self.reading if self.reading in readings else readings[0]
-        node.choices[question] = Choice(readings, taken)
+    def choose(self, node: Any, question: str, interpretations: tuple[str, ...], effect: Any) -> str:
+        taken = self.interpretation if self.interpretation in interpretations else interpretations[0]
+        node.choices[question] = Choice(interpretations, taken)
         return taken
 
     def output(self, ids: Ids) -> None:
@@ -91,7 +91,7 @@ def traced(case: Case, tensors: Sequence[torch.Tensor]) -> Traced:
     coupling = Coupling(space)
     labels = {str(i): space.add_tensor(str(i), t.shape) for i, t in enumerate(tensors)}
     observer = _Forced(space, coupling, {}, run_in_double, training=False)
-    observer.reading = case.reading
+    observer.interpretation = case.interpretation
     outputs: list[Labels] = []
 
     def run(model: nn.Module) -> Any:
@@ -154,8 +154,8 @@ def _some_present(trace: Traced, rng: np.random.Generator) -> Mask:
     roots = np.unique(np.concatenate([np.arange(0), *(trace.roots[ids] for ids in arrays)]))
     roots = roots[~trace.stuck[roots]]
     for mark in np.unique(signature[roots]):
-        stratum = rng.permutation(roots[signature[roots] == mark])
-        gone[stratum[: len(stratum) // 2]] = True
+        partition = rng.permutation(roots[signature[roots] == mark])
+        gone[partition[: len(partition) // 2]] = True
     present: Mask = ~gone[trace.roots]
     for ids in arrays:
         if not trace.stuck[ids].all() and present[ids].all():

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from structprune.ops.boundary import run_opaque
 from tests.support.contract import Case
 
 aten = torch.ops.aten
@@ -564,6 +565,7 @@ INDEXING = [
 
 OUTSIDE = [
     Case("_sparse_addmm", lambda x: torch.sparse.mm(fixed(5, 4).to_sparse(), x.to(torch.float32)), ((4, 6),), ("0.1",)),
+    Case("structprune::opaque", lambda x: run_opaque([x], "a test", lambda given: [given[0] * 2])[0], X, ()),
     Case("structprune::leaves", lambda x: (torch.ops.structprune.leaves(x, "a test"), x * 2)[1], X, ()),
     Case("out=", lambda x, y: torch.mul(x, y, out=torch.empty_like(x)), PAIR, PAIRED),
     Case("view.dtype", lambda x: x.contiguous().view(torch.uint8), X, ("0.0", "0.1")),

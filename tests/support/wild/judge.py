@@ -177,8 +177,8 @@ def without_gains(model: nn.Module, pruned: nn.Module, plan: structprune.Plan) -
     plain, dense = {}, _named(model)
     for name, tensor in _named(pruned).items():
         value = tensor.detach().clone()
-        if name in plan.gains:
-            gains = torch.tensor(plan.gains[name], dtype=torch.float64).view(-1, *(1,) * (value.ndim - 1))
+        if name in plan.row_scales:
+            gains = torch.tensor(plan.row_scales[name], dtype=torch.float64).view(-1, *(1,) * (value.ndim - 1))
             value = _nearest(dense[name].detach(), value.double() / gains)
         plain[name] = value
     return _Renamed(plain)
@@ -212,7 +212,7 @@ def _nearest(dense: Tensor, value: Tensor) -> Tensor:
 
 def _exact_gains(model: nn.Module, pruned: nn.Module, plan: structprune.Plan, kept: marks.Kept) -> None:
     dense, cut = _named(model), _named(pruned)
-    for name, gains in plan.gains.items():
+    for name, gains in plan.row_scales.items():
         value = dense[name].detach()
         for dim, index in kept[name].items():
             value = value.index_select(dim, index)

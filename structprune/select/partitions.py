@@ -14,7 +14,7 @@ from structprune.tracing.groups import DependencyGraph, Group
 
 
 @dataclass(frozen=True, eq=False)
-class Stratum:
+class Partition:
     """Channels of one group that the ratio is taken of separately, each of ``slices`` slices of its widest axis."""
 
     group: Group
@@ -33,15 +33,15 @@ def eligible_groups(graph: DependencyGraph, settings: Settings) -> dict[int, Ids
     return eligible
 
 
-def strata_of(graph: DependencyGraph, settings: Settings) -> tuple[list[Stratum], dict[int, str]]:
+def partitions_of(graph: DependencyGraph, settings: Settings) -> tuple[list[Partition], dict[int, str]]:
     """What the ratio is taken of, and why groups are left out, by group.
 
-    A stratum is the set of a group's channels that occur in the same producing axes and the same
+    A partition is the set of a group's channels that occur in the same producing axes and the same
     pieces of split dimensions: taken together, a piece could be emptied, or equal pieces become unequal.
     """
     eligible = eligible_groups(graph, settings)
     signature = signatures(graph)
-    strata: list[Stratum] = []
+    partitions: list[Partition] = []
     skipped: dict[int, str] = {}
     for group in graph.groups:
         if group.index not in eligible:
@@ -49,36 +49,36 @@ def strata_of(graph: DependencyGraph, settings: Settings) -> tuple[list[Stratum]
             continue
         channels = eligible[group.index]
         slices = max(1, _widest(group) // group.width)
-        strata += [
-            Stratum(group, channels[signature[channels] == mark], slices) for mark in np.unique(signature[channels])
+        partitions += [
+            Partition(group, channels[signature[channels] == mark], slices) for mark in np.unique(signature[channels])
         ]
-    return strata, skipped
+    return partitions, skipped
 
 
-def bundles_of(
-    graph: DependencyGraph, strata: list[Stratum], settings: Settings
+def tied_partitions(
+    graph: DependencyGraph, partitions: list[Partition], settings: Settings
 ) -> tuple[dict[int, str], list[list[int]]]:
-    """Strata that lose the same share; and those that lose nothing, with what they must be as wide as."""
+    """Partitions that lose the same share; and those that lose nothing, with what they must be as wide as."""
     whole: dict[int, str] = {}
-    pairs = [*_tied(graph, strata, whole)]
+    pairs = [*_tied(graph, partitions, whole)]
     if settings.uniform:
-        pairs += _alike(graph, strata, whole)
+        pairs += _alike(graph, partitions, whole)
     joined = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    bundle_of = merged(np.arange(len(strata)), joined[:, 0], joined[:, 1]).tolist()
-    named = {bundle_of[i]: name for i, name in whole.items()}
-    blocked = {i: named[bundle] for i, bundle in enumerate(bundle_of) if bundle in named}
-    bundles: dict[int, list[int]] = {}
-    for i, bundle in enumerate(bundle_of):
+    set_of = merged(np.arange(len(partitions)), joined[:, 0], joined[:, 1]).tolist()
+    named = {set_of[i]: name for i, name in whole.items()}
+    blocked = {i: named[tied] for i, tied in enumerate(set_of) if tied in named}
+    ties: dict[int, list[int]] = {}
+    for i, tied in enumerate(set_of):
         if i not in blocked:
-            bundles.setdefault(bundle, []).append(i)
-    return blocked, list(bundles.values())
+            ties.setdefault(tied, []).append(i)
+    return blocked, list(ties.values())
 
 
-def _tied(graph: DependencyGraph, strata: list[Stratum], whole: dict[int, str]) -> list[tuple[int, int]]:
-    """Pairs of strata of which the model takes one's width for the other's; adds to ``whole`` what cannot shrink."""
+def _tied(graph: DependencyGraph, partitions: list[Partition], whole: dict[int, str]) -> list[tuple[int, int]]:
+    """Pairs of partitions of which the model takes one's width for the other's; ``whole`` gets what cannot shrink."""
     owner = np.full(graph.space.size, -1)
-    for index, stratum in enumerate(strata):
-        owner[stratum.channels] = index
+    for index, partition in enumerate(partitions):
+        owner[partition.channels] = index
     pairs: list[tuple[int, int]] = []
     for left, right in graph.ties:
         sides = [np.unique(owner[channels]) for channels in (left, right)]
@@ -92,15 +92,15 @@ def _tied(graph: DependencyGraph, strata: list[Stratum], whole: dict[int, str]) 
     return pairs
 
 
-def _alike(graph: DependencyGraph, strata: list[Stratum], whole: dict[int, str]) -> list[tuple[int, int]]:
-    """Pairs of strata of layers that repeat: the same names but for the numbers in them, and the same width."""
-    able = {stratum.group.index for stratum in strata}
+def _alike(graph: DependencyGraph, partitions: list[Partition], whole: dict[int, str]) -> list[tuple[int, int]]:
+    """Pairs of partitions of layers that repeat: the same names but for the numbers in them, and the same width."""
+    able = {partition.group.index for partition in partitions}
     rigid = {_pattern(group): group.name for group in graph.groups if group.index not in able}
     first: dict[tuple[object, int], int] = {}
     pairs = []
-    for index, stratum in enumerate(strata):
-        pattern = _pattern(stratum.group)
-        pairs.append((first.setdefault((pattern, len(stratum.channels)), index), index))
+    for index, partition in enumerate(partitions):
+        pattern = _pattern(partition.group)
+        pairs.append((first.setdefault((pattern, len(partition.channels)), index), index))
         if pattern in rigid:
             whole[index] = rigid[pattern]
     return pairs

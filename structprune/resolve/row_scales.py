@@ -22,7 +22,7 @@ from structprune.apply.cut import Vector
 from structprune.ir.record import Node, Record
 from structprune.ir.tensors import memory_of, tensors_of
 from structprune.ops.scaling import (
-    Crossing,
+    ScaledCall,
     Source,
     UnfitError,
     Unmarked,
@@ -32,12 +32,14 @@ from structprune.ops.scaling import (
 )
 from structprune.tracing.replay import Mismatch
 
-Gains = dict[str, Vector]
+RowScales = dict[str, Vector]
 _PARAMETER = "parameter::"
 
 
-def absorbed(record: Record, mismatches: Iterable[Mismatch], narrower: Collection[str]) -> tuple[list[Mismatch], Gains]:
-    """The mismatches that weights can make up for, and the gains that do it.
+def absorbed(
+    record: Record, mismatches: Iterable[Mismatch], narrower: Collection[str]
+) -> tuple[list[Mismatch], RowScales]:
+    """The mismatches that weights can make up for, and the row scales that do it.
 
     Args:
         record: Of the dense network.
@@ -45,14 +47,14 @@ def absorbed(record: Record, mismatches: Iterable[Mismatch], narrower: Collectio
         narrower: The parameters that lose rows: no other one is touched.
 
     Returns:
-        The mismatches, and gains by parameter, for its dense rows.
+        The mismatches, and row scales by parameter, for its dense rows.
     """
     mismatches = list(mismatches)
     ratios = {m.node.index: ratio for m in mismatches if (ratio := _ratio(m)) is not None}
     if not ratios:
         return [], {}
     readers = Readers(record)
-    gains, done = Gains(), set[int]()
+    row_scales, done = RowScales(), set[int]()
     for node in [m.node for m in mismatches if m.node.index in ratios]:
         if node.index in done:
             continue
@@ -64,13 +66,17 @@ def absorbed(record: Record, mismatches: Iterable[Mismatch], narrower: Collectio
         if node.index in ends and rows.keys() <= set(narrower):
             done |= ends
             for name, marked in rows.items():
-                gains[name] = gains.get(name, np.ones(len(marked))) * np.where(marked, ratios[node.index], 1.0)
-    return [m for m in mismatches if m.numbers is not None and m.node.index in done], gains
+                row_scales[name] = row_scales.get(name, np.ones(len(marked))) * np.where(
+                    marked, ratios[node.index], 1.0
+                )
+    return [m for m in mismatches if m.numbers is not None and m.node.index in done], row_scales
 
 
-def alike(left: Gains, right: Gains) -> bool:
-    """Whether the gains of two modes are the same."""
-    return left.keys() == right.keys() and all(np.array_equal(gain, right[name]) for name, gain in left.items())
+def alike(left: RowScales, right: RowScales) -> bool:
+    """Whether the row scales of two modes are the same."""
+    return left.keys() == right.keys() and all(
+        np.array_equal(row_scale, right[name]) for name, row_scale in left.items()
+    )
 
 
 def _ratio(mismatch: Mismatch) -> float | None:
@@ -219,7 +225,7 @@ def _weight_behind(record: Record, source: Source) -> tuple[str, Source]:
             source = target = own[0]  # scores: a product of queries and keys, of which one is enough
             continue
         if node.spec.weight and len(own) == 1 and node.asked is not None:
-            position = Crossing(node, node.asked, (), checks=False).positions.get(node.spec.weight)
+            position = ScaledCall(node, node.asked, (), checks=False).positions.get(node.spec.weight)
             if position is None:
                 raise UnfitError
             return _parameter(record, node.sources[position]), target

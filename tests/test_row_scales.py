@@ -67,7 +67,7 @@ class Scaled(nn.Module):
 )
 def test_a_factor_of_a_width(how: Any) -> None:
     plan = judged(Scaled(how), torch.randn(6, 8))
-    assert set(plan.gains) == {"wide.weight", "wide.bias"} and "16 rows times" in str(plan)
+    assert set(plan.row_scales) == {"wide.weight", "wide.bias"} and "16 rows times" in str(plan)
     assert structprune.Plan.from_json(plan.to_json()) == plan
 
 
@@ -76,9 +76,9 @@ def test_of_a_convolution() -> None:
         return (h / h.shape[1]).mean((2, 3))
 
     plan = judged(Scaled(mean, nn.Conv2d(3, WIDTH, 3)), torch.randn(2, 3, 6, 6))
-    assert set(plan.gains) == {"wide.weight", "wide.bias"}
+    assert set(plan.row_scales) == {"wide.weight", "wide.bias"}
     without = judged(Scaled(mean, nn.Conv2d(3, WIDTH, 3, bias=False)), torch.randn(2, 3, 6, 6))
-    assert set(without.gains) == {"wide.weight"}
+    assert set(without.row_scales) == {"wide.weight"}
 
 
 class OneHead(nn.Module):
@@ -125,8 +125,8 @@ def test_attention_of_one_head(how: Any, fused: bool) -> None:
     plan = judged(OneHead(how, fused), torch.randn(2, 5, 8))
     both = how is kernel  # it multiplies queries and keys with the root of the scale
     expected = {"qkv.weight", "qkv.bias"} if fused else {"q.weight", "q.bias", *(["k.weight"] if both else [])}
-    assert set(plan.gains) == expected
-    values = sorted(set(plan.gains["qkv.weight" if fused else "q.weight"]))
+    assert set(plan.row_scales) == expected
+    values = sorted(set(plan.row_scales["qkv.weight" if fused else "q.weight"]))
     assert values == pytest.approx([2 ** (-0.25 if both else -0.5), *([1] if fused else [])])
 
 
@@ -134,7 +134,7 @@ def test_a_norm_of_queries_has_weights_of_its_own() -> None:
     """Its statistics are others in a narrower network, so that only the proof, with a surrogate, can tell."""
     model, x = OneHead(of_queries, fused=False, normed=True), torch.randn(2, 5, 8)
     plan = structprune.plan_pruning(model, 0.5, example_inputs=x, round_to=1, keep_representation=False)
-    assert set(plan.gains) == {"norm.weight", "norm.bias"}
+    assert set(plan.row_scales) == {"norm.weight", "norm.bias"}
     assert structprune.prove(model, plan.apply(model), x)
 
 
@@ -173,7 +173,7 @@ def test_one_layer_called_twice_is_multiplied_once() -> None:
             return super().forward(x) + super().forward(x.flip(0))
 
     plan = judged(Twice(lambda h: h / h.shape[1]), torch.randn(6, 8))
-    assert set(plan.gains["wide.weight"]) == {0.5}
+    assert set(plan.row_scales["wide.weight"]) == {0.5}
 
 
 def test_steps_follow_each_other(tmp_path: Any) -> None:
@@ -185,7 +185,7 @@ def test_steps_follow_each_other(tmp_path: Any) -> None:
     first = structprune.prune_model(model, 0.5, **options)
     second = structprune.prune_model(first, 0.5, **options)
     plan = structprune.plan_of(second)
-    assert sorted(set(plan.gains["qkv.weight"])) == pytest.approx([0.25**0.25, 1])
+    assert sorted(set(plan.row_scales["qkv.weight"])) == pytest.approx([0.25**0.25, 1])
     assert structprune.prove(model, second, x)
     torch.testing.assert_close(second(x), silenced(model, plan)(x), rtol=1e-12, atol=1e-12)
     alone = plan.after(structprune.plan_of(first))
@@ -258,7 +258,7 @@ def test_ways_that_are_not_proportional(between: Any) -> None:
     except structprune.NothingToPruneError as error:
         assert "it depends on the size" in str(error)
         return
-    assert not plan.gains and plan.kept.keys() == {"side.weight", "side.bias", "out.weight"}
+    assert not plan.row_scales and plan.kept.keys() == {"side.weight", "side.bias", "out.weight"}
     with torch.no_grad():  # ``out=`` cannot be differentiated
         torch.testing.assert_close(plan.apply(model)(x), silenced(model, plan)(x), rtol=1e-12, atol=1e-12)
 
@@ -311,7 +311,7 @@ class Added(Scaled):
 
 def test_what_is_added() -> None:
     """A vector is multiplied along; integers, and a number that all channels share, are not."""
-    assert set(judged(Added(torch.randn(WIDTH)), torch.randn(6, 8)).gains) == {"wide.weight", "wide.bias", "added"}
+    assert set(judged(Added(torch.randn(WIDTH)), torch.randn(6, 8)).row_scales) == {"wide.weight", "wide.bias", "added"}
     for stays in (Added(torch.arange(WIDTH), buffer=True), Added(torch.tensor(0.3)), Added(torch.randn(1, WIDTH))):
         with pytest.raises(structprune.NothingToPruneError, match="it depends on the size"):
             structprune.plan_pruning(stays, 0.5, keep_representation=False, example_inputs=torch.randn(6, 8))
@@ -319,7 +319,7 @@ def test_what_is_added() -> None:
 
 def test_views_of_what_is_added_up() -> None:
     plan = judged(Scaled(lambda h: (h.reshape(-1) / h.shape[1]).reshape(h.shape)), torch.randn(6, 8))
-    assert set(plan.gains) == {"wide.weight", "wide.bias"} and set(plan.gains["wide.weight"]) == {0.5}
+    assert set(plan.row_scales) == {"wide.weight", "wide.bias"} and set(plan.row_scales["wide.weight"]) == {0.5}
 
 
 def test_gradients_are_those_of_the_new_weights() -> None:
@@ -331,5 +331,5 @@ def test_gradients_are_those_of_the_new_weights() -> None:
     kept, before = list(plan.kept["wide.weight"][0]), model.wide.weight.grad.clone()
     for pruned in (plan.apply(model), plan.apply(model, inplace=True)):
         torch.testing.assert_close(
-            pruned.wide.weight.grad, before[kept] / torch.tensor(plan.gains["wide.weight"])[:, None]
+            pruned.wide.weight.grad, before[kept] / torch.tensor(plan.row_scales["wide.weight"])[:, None]
         )

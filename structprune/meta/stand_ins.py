@@ -9,24 +9,24 @@ import torch
 from structprune.compat import StorageWeakRef, tree_map_only
 
 
-class Twins:
-    """Makes tensors on the meta device that lie in memory as others do; of two that share memory the twins share it."""
+class StandIns:
+    """Makes tensors on the meta device that lie in memory as others do: where two share it, so do their stand-ins."""
 
     def __init__(self) -> None:
         self._memory: dict[int, tuple[StorageWeakRef, torch.Tensor]] = {}
 
     def of(self, values: Any) -> Any:
-        """The same nested arguments or results of one operator, every tensor replaced by its twin."""
+        """The same nested arguments or results of one operator, every tensor replaced by its stand_in."""
         made: dict[int, torch.Tensor] = {}
 
-        def twin(tensor: torch.Tensor) -> torch.Tensor:
+        def stand_in(tensor: torch.Tensor) -> torch.Tensor:
             if id(tensor) not in made:
-                made[id(tensor)] = self._twin(tensor)
+                made[id(tensor)] = self._stand_in(tensor)
             return made[id(tensor)]
 
-        return tree_map_only(torch.Tensor, twin, values)
+        return tree_map_only(torch.Tensor, stand_in, values)
 
-    def _twin(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.layout != torch.strided:
             return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
