@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from structprune.ir.slices import Ids, Mask
+from structprune.ir.slices import Ids, Mask, Vector
 from structprune.tracing.groups import DependencyGraph
-
-Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

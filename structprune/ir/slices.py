@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
+Vector: TypeAlias = npt.NDArray[np.float64]
 Labels: TypeAlias = tuple[Ids | None, ...]
 
 

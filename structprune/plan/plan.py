@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from structprune.apply.attributes import holds_size, read_held
-from structprune.apply.cut import AttributeChange, Cut, Vector
+from structprune.apply.cut import AttributeChange, Cut
 from structprune.apply.optimizer_state import check_optimizer
 from structprune.apply.slicing import cut_copy, cut_in_place, module_at
 from structprune.errors import PlanError
 from structprune.ir.registry import Registry
+from structprune.ir.slices import Vector
 from structprune.meta.forward import collection_paused
 from structprune.meta.replica import Model, held_tensors, named_tensors, walk
 from structprune.meta.surroundings import ordinary_tensors

@@ -18,7 +18,8 @@ from structprune.tracing.discovery import Decisions, question_key
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.replay import Mismatch
 
-# Operators of repeating modules are frozen together once this many of them had to be frozen one by one.
+# Operators of repeating modules are frozen together once this many of them had to be frozen one by one: the first block
+# is often unlike the others, two that are alike are a pattern, and every further one would cost a trial.
 _FROZEN_ONE_BY_ONE = 2
 
 

@@ -12,7 +12,8 @@ from structprune.tracing.discovery import Decisions, question_key
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.session import Session
 
-# The share of the most that any interpretation removes at which whole heads are preferred.
+# Whole heads are preferred where they remove this share of the most that any interpretation does: fewer products are
+# faster in fact, narrower ones mostly on paper. With less than a quarter, too little of what was asked for would go.
 _MUCH = 0.25
 # Says for a graph which slices stay.
 Chooser = Callable[[DependencyGraph], Mask]

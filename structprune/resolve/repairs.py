@@ -28,7 +28,7 @@ from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.replay import Mismatch
 from structprune.tracing.session import Session, labels_of
 
-# Numbers made of more sizes than this are not taken apart.
+# Numbers made of more sizes than this are not taken apart: a shape is asked for as a product of two, seldom three.
 _MOST_HOLDERS = 3
 
 

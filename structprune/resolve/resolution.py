@@ -21,6 +21,7 @@ from structprune.tracing.discovery import Decisions
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.session import Session
 
+# Most networks take one to ten; a search that goes on for longer goes round in circles.
 _MOST_TRIALS = 200
 _log = logging.getLogger("structprune")
 

@@ -18,9 +18,9 @@ from structprune.ir.record import Node, Record
 from structprune.ir.slices import Labels, Mask
 from structprune.meta.run import run_on_meta
 from structprune.resolve.provenance import SHAPING
-from structprune.resolve.row_scales import RowScales, absorbed, alike
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.replay import DivergenceError, Mismatch, Replay
+from structprune.tracing.row_scales import RowScales, absorbed, alike
 from structprune.tracing.session import Session
 
 

@@ -18,8 +18,8 @@ from heapq import heappop, heappush
 import numpy as np
 import torch
 
-from structprune.apply.cut import Vector
 from structprune.ir.record import Node, Record
+from structprune.ir.slices import Vector
 from structprune.ir.tensors import memory_of, tensors_of
 from structprune.ops.scaling import (
     ScaledCall,
