@@ -9,6 +9,8 @@ file to mend. Used where they are needed are the tables that every ``nn.Module``
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -44,6 +46,8 @@ __all__ = [
     "TorchDispatchMode",
     "accelerator",
     "autograd_node",
+    "dispatch_state",
+    "dispatched_as",
     "dynamo",
     "fake_tensors",
     "gradient_hooks",
@@ -76,6 +80,24 @@ def accelerator() -> torch.device | None:
     ``current_accelerator(check_available=True)`` says so from 2.7 on; before it answers for the build.
     """
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
+@contextmanager
+def dispatched_as(state: Any) -> Iterator[None]:
+    """Run operators as where ``dispatch_state`` was asked: with autograd, autocast and function transforms in force.
+
+    Within an operator they are off, and nothing public turns them on again.
+    """
+    included, excluded = state
+    with torch._C._ForceDispatchKeyGuard(included, excluded):
+        yield
+
+
+def dispatch_state() -> Any:
+    """What of the dispatcher is in force here, but for Python modes: they see the operator, not what it is made of."""
+    keys = torch._C.DispatchKey
+    included = torch._C._dispatch_tls_local_include_set().remove(keys.Python).remove(keys.PythonTLSSnapshot)
+    return included, torch._C._dispatch_tls_local_exclude_set()
 
 
 def storage_key(tensor: torch.Tensor) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import structprune
@@ -29,6 +31,8 @@ def operators() -> Iterator[None]:
         "halves": ("(Tensor x) -> Tensor", lambda x: x[..., : x.shape[-1] // 2] * x[..., x.shape[-1] // 2 :]),
         "accumulate": ("(Tensor(a!) total, Tensor x) -> ()", lambda total, x: total.add_(x) and None),
         "center": ("(Tensor x) -> Tensor", lambda x: x - x.mean(-1, keepdim=True)),
+        "flipped": ("(Tensor(a!) total, Tensor x) -> ()", _add_flipped),
+        "double_": ("(Tensor(a!) x) -> ()", _double),
     }
     for name, (schema, function) in made.items():
         library.define(f"{name}{schema}")  # type: ignore[no-untyped-call]
@@ -41,6 +45,14 @@ def operators() -> Iterator[None]:
 
 def _accumulate(total: Tensor, x: Tensor) -> None:
     total.add_(x)
+
+
+def _add_flipped(total: Tensor, x: Tensor) -> None:
+    total.add_(x.flip(-1))
+
+
+def _double(x: Tensor) -> None:
+    x.mul_(2)
 
 
 class Between(nn.Module):
@@ -236,7 +248,7 @@ def test_an_opaque_module_is_left_alone() -> None:
     rules.opaque(Solver)
     graph = structprune.trace(model, X, rules=rules)
     assert graph.unknown_operators == {}
-    assert "is part of solver, or goes in there, which the rules leave alone" in graph.explain("second.weight")
+    assert "goes into solver or belongs to it, which the rules leave alone" in graph.explain("second.weight")
     small = pruned(model, rules)
     assert (small.first.out_features, small.second.out_features, small.third.out_features) == (16, 16, 16)
     assert small.solver.weight.shape == (16, 16)
@@ -260,3 +272,219 @@ def test_a_criterion_may_look_at_the_whole_graph() -> None:
         structprune.OptionError, match="returned 3; expected a list with the scores of each of the 3 gro"
     ):
         structprune.plan_pruning(model, 0.5, importance=over_graph(lambda graph: 3), **options)  # type: ignore[arg-type]
+
+
+class Made(nn.Module):
+    """Writes into a tensor of the default dtype, whatever its own is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.beside = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        total = torch.zeros(h.shape)
+        torch.ops.ownrules.flipped(total, h)
+        return self.last(h) + self.beside(total)
+
+
+def test_what_is_written_into_a_new_tensor_is_not_lost_in_float64() -> None:
+    """A wrong rule: the operator turns the channels round, and the rule says that they keep their places."""
+    model, rules = Made(), of("flipped", accumulate)
+    with pytest.raises(structprune.VerificationError):
+        pruned(model, rules)
+    small = structprune.plan_pruning(
+        model, 0.5, "channel", example_inputs=X, keep_representation=False, round_to=1, rules=rules
+    ).apply(model, verify=False)
+    assert not structprune.prove(model, small, X, rules=rules)
+
+
+class WritesItsWeight(nn.Module):
+    """Writes into its parameter whenever it runs: by an operator of its own, or inside an opaque module."""
+
+    def __init__(self, by_operator: bool) -> None:
+        super().__init__()
+        self.weight, self.by_operator = nn.Parameter(torch.ones(3, 16)), by_operator
+
+    def forward(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            if self.by_operator:
+                torch.ops.ownrules.accumulate(self.weight, h)
+            else:
+                self.weight.mul_(1.5)
+        return h * self.weight
+
+
+@pytest.mark.parametrize("by_operator", [True, False])
+def test_verification_leaves_weights_that_are_written_as_they_are(by_operator: bool) -> None:
+    model: Any = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16), WritesItsWeight(by_operator))
+    model.extend([nn.Linear(16, 32), nn.Linear(32, 4)])
+    rules = of("accumulate", accumulate)
+    if not by_operator:
+        rules.opaque(WritesItsWeight)
+    small: Any = structprune.prune_model(model, 0.5, example_inputs=X, keep_representation=False, rules=rules)
+    assert torch.equal(model[3].weight, torch.ones(3, 16)) and bool((small[3].weight == 1).all())
+
+
+class ByMethod(nn.Module):
+    """Holds a weight that is used without its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 16))
+
+    def encode(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.weight)
+
+
+class Handed(NamedTuple):
+    """What a module is handed within an object."""
+
+    tensor: Tensor
+
+
+class Box:
+    """Pytree knows nothing of it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class Averages(nn.Module):
+    def forward(self, given: Any) -> Tensor:
+        return given.tensor.mean(-1, keepdim=True)
+
+
+class Around(nn.Module):
+    def __init__(self, inner: nn.Module, wrap: Any = None) -> None:
+        super().__init__()
+        self.first, self.second, self.inner, self.last = nn.Linear(8, 32), nn.Linear(32, 16), inner, nn.Linear(16, 4)
+        self.wrap = wrap
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.second(self.first(x))
+        if self.wrap is None:
+            return self.last(self.inner.encode(h))  # type: ignore[operator]
+        return self.last(h) + self.inner(self.wrap(h))
+
+
+@pytest.mark.parametrize("wrap", [None, Handed, Box])
+def test_what_an_opaque_module_holds_or_is_handed_stays(wrap: Any) -> None:
+    model, rules = Around(ByMethod() if wrap is None else Averages(), wrap), Registry()
+    rules.opaque(ByMethod, Averages)
+    small = pruned(model, rules)
+    assert small.second.out_features == 16 and small.first.out_features == 16
+    if wrap is None:
+        assert small.inner.weight.shape == (16, 16)
+    assert structprune.prove(model, small, X, rules=rules)
+
+
+class Factor(nn.Module):
+    """Makes a factor of a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, 32))
+
+    def forward(self) -> Tensor:
+        return torch.sigmoid(self.weight)
+
+
+class WithFactor(nn.Module):
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.matrix = nn.Linear(8, 32), nn.Linear(40, 4), nn.Parameter(torch.randn(40, 32))
+        self.factor = None if written else Factor()
+        self.more = nn.Parameter(torch.ones(40, 32)) if written else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.matrix.clone()
+        if self.factor is None:
+            torch.ops.ownrules.accumulate(weight, self.more)
+        else:
+            weight = weight * self.factor()
+        return self.last(F.linear(self.first(x), weight))
+
+
+def test_weights_that_an_operator_writes_into_are_ranked() -> None:
+    model, rules = WithFactor(written=True), of("accumulate", accumulate)
+    assert structprune.prove(model, pruned(model, rules), X, rules=rules)
+
+
+def test_what_is_multiplied_with_what_an_opaque_module_makes_stays() -> None:
+    model, rules = WithFactor(written=False), Registry()
+    rules.opaque(Factor)
+    with pytest.raises(structprune.NothingToPruneError, match=r"first.weight: is multiplied with a tensor"):
+        pruned(model, rules)
+
+
+class Descends(nn.Module):
+    """A solver that takes gradients, and a function transform."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Linear(16, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        with torch.enable_grad():
+            inner = h.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.energy(inner).square().sum(), inner)
+        return h - gradient + torch.vmap(self.energy)(h)
+
+
+def test_an_opaque_module_may_take_gradients() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16), Descends(), nn.Linear(16, 4))
+    rules = Registry()
+    rules.opaque(Descends)
+    small: Any = pruned(model, rules)
+    assert small[0].out_features == 16 and structprune.prove(model, small, X, rules=rules)
+
+
+def test_an_operator_that_is_named_as_one_in_place_and_returns_nothing() -> None:
+    class Doubling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x).clone()
+            torch.ops.ownrules.double_(h)
+            return self.last(h)
+
+    model = Doubling()
+    for name in ("ownrules::double_", "ownrules::double"):
+        rules = Registry([OperatorSpec(name, lambda call: [call.labels(call["x"])])])
+        assert structprune.prove(model, pruned(model, rules), X, rules=rules)
+
+
+def test_plans_with_rules_can_be_pickled() -> None:
+    rules = Registry([OperatorSpec("ownrules::twice", passing)], Registry())
+    rules.opaque(Factor)
+    plan = structprune.plan_pruning(Between("twice"), 0.5, example_inputs=X, keep_representation=False, rules=rules)
+    again = pickle.loads(pickle.dumps(plan))
+    assert again.rules.added == ["ownrules::twice", "Factor"] and again == plan
+    assert again.rules.spec("aten::add") is Registry().spec("aten::add")
+
+
+def test_a_plan_says_what_its_macs_leave_out_and_which_rules_did_not_run() -> None:
+    rules = Registry([OperatorSpec("ownrules::twice", passing), OperatorSpec("ownrules::twise", passing)])
+    plan = structprune.plan_pruning(Between("twice"), 0.5, example_inputs=X, keep_representation=False, rules=rules)
+    assert "the MACs leave out what has no formula for them: ownrules::twice" in plan.notes
+    assert "the rules know ownrules::twise, which the model does not run" in plan.notes
+    counted = of("twice", passing, flops=lambda args, kwargs, out: 200 * out.numel())
+    more = structprune.plan_pruning(Between("twice"), 0.5, example_inputs=X, keep_representation=False, rules=counted)
+    assert more.macs[0] == plan.macs[0] + 100 * 3 * 16 and not any("leave out" in note for note in more.notes)
+    with pytest.raises(RuleError, match="The FLOPs of ownrules::twice, as its spec has them: TypeError"):
+        wrong = of("twice", passing, flops=lambda out: 1)
+        structprune.plan_pruning(Between("twice"), 0.5, example_inputs=X, keep_representation=False, rules=wrong)
+
+
+@pytest.mark.parametrize("name", ["ownrules::twice.default", "ownrules.twice", 3])
+def test_names_of_operators_are_checked(name: Any) -> None:
+    with pytest.raises(RuleError, match=r"An operator is named as 'mylibrary::swish'.* Got"):
+        OperatorSpec(name)
+
+
+def test_a_surrogate_is_one() -> None:
+    with pytest.raises(RuleError, match=r"The surrogate of ownrules::center is .*; expected a Surrogate"):
+        OperatorSpec("ownrules::center", mixing, surrogate=lambda a: a["x"])  # type: ignore[arg-type]

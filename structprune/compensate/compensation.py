@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from structprune.compensate.moments import QUANTILES, MomentReader, Moments
+from structprune.compensate.moments import MomentReader, Moments
 from structprune.errors import InputError, ModelError, StructPruneError, brief
 from structprune.inputs import Invocations, read_inputs
 from structprune.ir.record import Node, Record
 from structprune.ir.slices import Coupling, Ids, SliceSpace, Vector
+from structprune.meta.pseudo import QUANTILES
 from structprune.plan.plan import Plan
 from structprune.tracing.session import follow, has_values, labels_of
 

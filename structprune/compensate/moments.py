@@ -12,12 +12,11 @@ import torch
 from structprune.ir.operators import Operator
 from structprune.ir.record import Node
 from structprune.ir.slices import Coupling, Ids, Labels, SliceSpace
+from structprune.meta.pseudo import fill
 from structprune.plan.plan import Plan
 from structprune.verify.masking import filled
 from structprune.verify.planned import Planned
 
-# A channel's distribution is as many quantiles, one in each run.
-QUANTILES = 16
 Moments = npt.NDArray[np.float64]
 
 
@@ -51,7 +50,7 @@ class MomentReader(Planned):
             if "running_mean" in given and "running_var" in given and not arguments.get("training"):
                 self.statistics[node.index] = given.index("running_mean"), given.index("running_var")
             if self._quantile is not None:
-                _fill(out, arguments, node.index, self._quantile)
+                fill(out, arguments, node.index, self._quantile)
         return out
 
     def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
@@ -84,21 +83,3 @@ def _moments(tensor: torch.Tensor, along: int) -> tuple[Moments, Moments]:
     """Mean and mean square over all dimensions but one."""
     rows = tensor.detach().double().movedim(along, 0).flatten(1) if tensor.ndim > 1 else tensor.double()[:, None]
     return rows.mean(1).cpu().numpy(), rows.square().mean(1).cpu().numpy()
-
-
-def _fill(out: Any, arguments: dict[str, Any], seed: int, quantile: int) -> None:
-    """Write ``bias + weight * z`` into a batch norm's output, ``z`` one of the quantiles of a standard normal.
-
-    The same at every position, another one in every channel: neighbouring positions are nearly alike in
-    images, so that pooling and padding see what they would see.
-    """
-    result = out[0] if isinstance(out, (tuple, list)) else out
-    channels = result.shape[1]
-    points = torch.special.ndtri((torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES)
-    points = points / points.square().mean().sqrt()
-    order = torch.rand(channels, QUANTILES, generator=torch.Generator().manual_seed(seed)).argsort(1)
-    values = points[order[:, quantile]].to(result)
-    weight, bias = arguments.get("weight"), arguments.get("bias")
-    values = values if weight is None else values * weight
-    values = values if bias is None else values + bias
-    result.copy_(values.view(1, channels, *(1,) * (result.ndim - 2)).expand_as(result))

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from structprune.errors import RuleError, described
 from structprune.ir.slices import Labels
 from structprune.ir.tensors import tensors_among, tensors_of
 
@@ -44,8 +45,8 @@ class OperatorSpec:
             listed as unknown.
         asks: Whether the rule asks ``Call.choose``.
         sizes: Arguments that say how large something is, beside those that are so in every operator: they follow a cut.
-        flops: FLOPs of a call from its arguments and its result, two for a multiply and add; ``None``: by PyTorch's own
-            table, where it has the operator.
+        flops: FLOPs of a call, two for a multiply and add: a function of its arguments by position (a tuple), of those
+            by name (a dict) and of what it returned. ``None``: by PyTorch's own table, where it has the operator.
         surrogate: Stands in for an operator that mixes channels in proofs; without one there is no proof.
         in_double: The same in float64, for an operator whose kernels have none.
         on_meta: What it returns on the meta device, where PyTorch computes shapes slowly; ``None`` where it declines.
@@ -90,6 +91,12 @@ class OperatorSpec:
 
     def __post_init__(self) -> None:
         """Complete the names."""
+        if not isinstance(self.name, str) or "." in self.name:
+            raise RuleError(
+                f"An operator is named as 'mylibrary::swish': by its namespace, without overload. Got {self.name!r}."
+            )
+        if self.surrogate is not None and not isinstance(self.surrogate, Surrogate):
+            raise RuleError(f"The surrogate of {self.name} is {described(self.surrogate)}; expected a Surrogate.")
         object.__setattr__(self, "name", _full(self.name))
         object.__setattr__(self, "same_as", _full(self.same_as or self.name))
 

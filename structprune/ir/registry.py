@@ -40,6 +40,10 @@ class Registry:
     built_in: ClassVar[Registry | None] = None
 
     def __init__(self, specs: Iterable[OperatorSpec] = (), extends: Registry | None = None) -> None:
+        if extends is not None and not isinstance(extends, Registry):
+            raise RuleError(f"extends is {described(extends)}; expected a Registry.")
+        if not isinstance(specs, Iterable):
+            raise RuleError(f"A registry is given a list of OperatorSpecs, got {described(specs)}.")
         self._specs: dict[str, OperatorSpec] = {}
         self._opaque: tuple[type[nn.Module], ...] = ()
         self._extends = extends or Registry.built_in
@@ -49,18 +53,26 @@ class Registry:
         self._known: dict[Any, Operator] = {}
         self.add(*specs)
 
+    def __reduce__(self) -> Any:
+        """Pickled by what it adds; the operators that structprune knows are there already."""
+        if self is Registry.built_in:
+            return _built_in, ()
+        return _again, (tuple(self._specs.values()), self._opaque, self._extends)
+
     def add(self, *specs: OperatorSpec) -> None:
         """Add operators.
 
         Raises:
             RuleError: One is here already. What the registry extends may have it: the one here is taken.
         """
+        new: dict[str, OperatorSpec] = {}
         for spec in specs:
             if not isinstance(spec, OperatorSpec):
                 raise RuleError(f"A registry holds OperatorSpecs, got {described(spec)}.")
-            if spec.name in self._specs:
+            if spec.name in self._specs or spec.name in new:
                 raise RuleError(f"{spec.name} is in this registry already, with {rule_name(spec)}.")
-            self._specs[spec.name] = spec
+            new[spec.name] = spec
+        self._specs |= new
         self._known.clear()
         for other in self._extended_by:
             other.add()
@@ -87,12 +99,17 @@ class Registry:
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
                 raise RuleError(f"opaque takes classes of modules, got {described(kind)}.")
-        self._opaque = (*self._opaque, *kinds)
+        self._opaque = tuple(dict.fromkeys((*self._opaque, *kinds)))
 
     @property
     def opaque_modules(self) -> tuple[type[nn.Module], ...]:
         """The classes of modules that are left alone."""
         return (*(self._extends.opaque_modules if self._extends else ()), *self._opaque)
+
+    @property
+    def operators(self) -> list[str]:
+        """The names of the operators that it adds to those that structprune knows."""
+        return [] if self is Registry.built_in else [*(self._extends.operators if self._extends else ()), *self._specs]
 
     @property
     def added(self) -> list[str]:
@@ -104,7 +121,7 @@ class Registry:
 
     def spec(self, name: str) -> OperatorSpec:
         """What is known of an operator; of one that is not here no more than its name."""
-        found = self._specs.get(name)
+        found = self._specs.get(name) or self._specs.get(name.removesuffix("_"))
         if found is None:
             found = self._extends.spec(name) if self._extends else OperatorSpec(name)
         return found
@@ -121,6 +138,16 @@ class Registry:
         return known
 
 
+def _built_in() -> Registry | None:
+    return Registry.built_in
+
+
+def _again(specs: Iterable[OperatorSpec], opaque: tuple[type[nn.Module], ...], extends: Registry) -> Registry:
+    made = Registry(specs, extends)
+    made.opaque(*opaque)
+    return made
+
+
 def rule_name(spec: OperatorSpec) -> str:
     """A rule in a message: the function's name and module."""
     rule = spec.rule
@@ -133,7 +160,10 @@ def _operator(func: Any, registry: Registry) -> Operator:
     schema = schema_of(func)
     base = schema.name
     mutated = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+    # An operator of a library's may write and be called so, and return nothing.
+    returned = [r.alias_info for r in schema.returns]
     in_place = mutated and base.endswith("_") and not base.endswith("__")
+    in_place = in_place and (base.startswith("aten::") or (len(returned) == 1 and returned[0] is not None))
     name = base.removesuffix("_") if in_place else base
     spec = registry.spec(name)
     names = tuple(a.name for a in schema.arguments)

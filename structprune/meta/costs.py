@@ -26,7 +26,7 @@ def operator_flops(op: Operator, args: Sequence[Any], kwargs: dict[str, Any], ou
     formula = flop_registry.get(overloads_of(op.func))
     if formula is not None:
         return _by_torch(formula, args, kwargs, out)
-    return 0 if _is_free(op) else None
+    return 0 if is_free(op) else None
 
 
 def _by_torch(formula: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
@@ -48,8 +48,10 @@ def is_counted(op: Operator) -> bool:
     return own is not nothing if own is not None else overloads_of(op.func) in flop_registry
 
 
-def _is_free(op: Operator) -> bool:
-    """Whether an operator contracts nothing, as PyTorch's tags say: a view, or a function of every entry."""
+def is_free(op: Operator) -> bool:
+    """Whether an operator contracts nothing: its spec says so, or PyTorch's tags, of views and functions of entries."""
+    if op.spec.flops is not None:
+        return op.spec.flops is nothing
     known = _FREE_BY_NAME.get(op.name)
     if known is None:
         known = op.func.is_view or not _FREE_TAGS.isdisjoint(op.func.tags) or _is_free_backward(op.name)

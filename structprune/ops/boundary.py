@@ -51,7 +51,7 @@ def leaves_pytorch(call: Call) -> list[Labels]:
 
 def left_alone(call: Call) -> list[Labels]:
     """Nobody looks into the module."""
-    call.freeze_all(f"is part of {call['module'] or 'the model'}, or goes in there, which the rules leave alone")
+    call.freeze_all(f"goes into {call['module'] or 'the model'} or belongs to it, which the rules leave alone")
     return []
 
 

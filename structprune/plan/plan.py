@@ -24,6 +24,7 @@ from structprune.plan import schema
 from structprune.plan.composition import Cuts, composed, remainder
 from structprune.plan.printing import in_full, in_one_line
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
+from structprune.select.options import read_rules
 from structprune.tracing.checks import check_model
 
 # A pruned model carries its plan as text, so that a pickle of it does not need structprune.
@@ -121,7 +122,7 @@ class Plan:
             # Before the cut: what is carried may be from another release.
             carried = _whole(carried_plan(model), self)
             pruned = None if inplace else cut_copy(model, self.cut)
-            checked = self if rules is None else replace(self, rules=rules)
+            checked = self if rules is None else replace(self, rules=read_rules(rules))
             unverified = Plan.verifies(checked, model, pruned, verify, example_inputs)
             if unverified:
                 carried = replace(carried, notes=(*carried.notes, unverified))

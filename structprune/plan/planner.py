@@ -35,6 +35,8 @@ _WAYS_ON = {
     "too narrow": "a larger ratio or round_to=1",
     "ignored": "fewer patterns in ignore",
 }
+# Of the share of the scores that goes.
+_DIGITS = 6
 
 
 class Planner:
@@ -45,7 +47,7 @@ class Planner:
     ) -> None:
         self._model = model
         self._session = Session(model, example_inputs, settings.rules)
-        self._ranking = ranking_of(settings.importance, model, weights)
+        self._ranking = ranking_of(settings.importance, model, weights, lambda: self.examples, settings.rules)
         self._known: Resolved | None = None
 
     @property
@@ -95,7 +97,7 @@ class Planner:
         if resolved.cut.kept:
             self._known = known or resolved
         plan = _plan(self._model, resolved, selections[id(resolved.graph)], settings)
-        notes = (*self._ranking.notes, *_idle(settings, resolved.graph))
+        notes = (*self._ranking.notes, *_idle(settings, resolved.graph), *_uncounted(resolved.graph))
         return replace(plan, notes=(*plan.notes, *notes), examples=tuple(self.examples)), resolved.graph
 
 
@@ -105,13 +107,24 @@ def _idle(settings: Settings, graph: DependencyGraph) -> list[str]:
     by_pattern = [given for given in (settings.ratio, settings.max_ratio) if isinstance(given, Mapping)]
     patterns = dict.fromkeys([*settings.ignore, *(pattern for given in by_pattern for pattern in given)])
     idle = [pattern for pattern in patterns if not any(matches(pattern, name) for name in producers)]
-    return [f"{pattern!r} names no layer that produces channels, and changes nothing" for pattern in idle]
+    ran = {node.op for record in graph.records for node in record.nodes}
+    unused = [name for name in (settings.rules.operators if settings.rules else ()) if name not in ran]
+    return [
+        *(f"{pattern!r} names no layer that produces channels, and changes nothing" for pattern in idle),
+        *(f"the rules know {name}, which the model does not run" for name in unused),
+    ]
+
+
+def _uncounted(graph: DependencyGraph) -> list[str]:
+    """Operators that the MACs of the plan leave out."""
+    names = [name.removeprefix("aten::") for name in graph.records[0].uncounted]
+    return [f"the MACs leave out what has no formula for them: {', '.join(names)}"] if names else []
 
 
 def _select(ranking: Ranking, graph: DependencyGraph, settings: Settings) -> Selection:
     eligible = eligible_groups(graph, settings)
     scores = ranking.scores(graph, (graph.groups[i] for i in eligible))
-    return select(graph, settings, scores)
+    return select(graph, settings, scores, comparable=ranking.comparable)
 
 
 def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: Settings) -> Plan:
@@ -145,7 +158,8 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
                 selection.skipped.get(group.index, ""),
                 params=round(costs.params[group.channels].sum()),
                 macs=round(costs.macs[group.channels].sum()),
-                score_removed=selection.score_removed(group),
+                # Other versions of PyTorch add up norms in another order.
+                score_removed=round(selection.score_removed(group), _DIGITS),
             )
             for group in graph.groups
         ),

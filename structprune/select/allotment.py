@@ -58,7 +58,9 @@ class Widths:
         return min(self.shares, max((left + self.unit // 2) // self.unit * self.unit, self._multiple))
 
 
-def allotted(widths: Sequence[Widths], scores: Sequence[Sequence[Scores]], target: int) -> list[int]:
+def allotted(
+    widths: Sequence[Widths], scores: Sequence[Sequence[Scores]], target: int, comparable: bool = False
+) -> list[int]:
     """How many shares of each tied set go, so that as near as can be to ``target`` channels go, the weakest first.
 
     A tied set that cannot give what its scores say gives what it can, and the next weakest go elsewhere.
@@ -67,18 +69,20 @@ def allotted(widths: Sequence[Widths], scores: Sequence[Sequence[Scores]], targe
         widths: What every tied set may be left with.
         scores: The scores of the channels of every partition of every tied set.
         target: Channels to remove of all tied sets together.
+        comparable: Whether scores of two layers may be held against each other as they are; else each is held against
+            the mean of its partition.
     """
     reached = _nearest(_totals(widths)[0], target)
-    steps = _weakest(widths, scores, reached)
+    steps = _weakest(widths, scores, reached, comparable)
     if sum(w.gone(k) * w.size for w, k in zip(widths, steps, strict=True)) != reached:
         steps = _fitted(widths, steps, reached)
     return [w.gone(k) for w, k in zip(widths, steps, strict=True)]
 
 
-def _weakest(widths: Sequence[Widths], scores: Sequence[Sequence[Scores]], target: int) -> list[int]:
+def _weakest(widths: Sequence[Widths], scores: Sequence[Sequence[Scores]], target: int, comparable: bool) -> list[int]:
     """Steps of every tied set, the weakest first, as long as they fit into the target."""
     taken = [0] * len(widths)
-    keys = [_keys(w, own) for w, own in zip(widths, scores, strict=True)]
+    keys = [_keys(w, own, comparable) for w, own in zip(widths, scores, strict=True)]
     owner = np.repeat(np.arange(len(widths)), [w.steps for w in widths])
     number = np.concatenate([np.arange(w.steps) for w in widths])
     relative, place = np.concatenate(keys, axis=1)
@@ -97,12 +101,12 @@ def _weakest(widths: Sequence[Widths], scores: Sequence[Sequence[Scores]], targe
     return taken
 
 
-def _keys(widths: Widths, scores: Sequence[Scores]) -> npt.NDArray[np.float64]:
+def _keys(widths: Widths, scores: Sequence[Scores], comparable: bool) -> npt.NDArray[np.float64]:
     """By what a step of a tied set is ranked: its mean score beside its partition's mean, then its place there."""
     relative, place = [], []
     for own in scores:
         own = own - min(own.min(), 0.0)  # scores below 0 have no mean to stand beside
-        relative.append((np.sort(own) / (own.mean() or 1.0)).reshape(widths.shares, -1))
+        relative.append((np.sort(own) / (1.0 if comparable else own.mean() or 1.0)).reshape(widths.shares, -1))
         place.append((np.arange(len(own)) / len(own)).reshape(widths.shares, -1))
     starts = [widths.gone(step) for step in range(widths.steps + 1)]
     sums = np.stack([np.concatenate(part, axis=1).sum(axis=1) for part in (relative, place)])

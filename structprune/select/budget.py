@@ -60,12 +60,18 @@ class _TiedSet:
         return self.widths.shares * self.widths.size
 
 
-def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Selection:
+def select(graph: DependencyGraph, settings: Settings, scores: Scores, *, comparable: bool = False) -> Selection:
     """Take the weakest channels of every group, the ratio separately in every partition.
 
     A partition is the set of a group's channels that occur in the same producing axes and the same
     pieces of split dimensions: taken together, a piece could be emptied, or equal pieces become unequal.
     Partitions whose dimensions are tied lose the same share.
+
+    Args:
+        graph: The network.
+        settings: What is asked for.
+        scores: A score for every channel, at the id that stands for it.
+        comparable: Whether scores of two layers may be held against each other as they are.
     """
     gone = np.zeros(graph.space.size, dtype=bool)
     partitions, skipped = partitions_of(graph, settings)
@@ -75,7 +81,7 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores) -> Select
         group = partitions[index].group
         selection.skipped.setdefault(group.index, f"must be as wide as {blocked[index]}, which stays whole")
     ties = [_tied_together(graph, [partitions[i] for i in indices], settings) for indices in together]
-    lefts = _lefts(ties, settings, scores)
+    lefts = _lefts(ties, settings, scores, comparable)
     selection.notes += [*_at_limit(ties, lefts, settings), *_shortfalls(ties, lefts, settings)]
     for tied, shares_left in zip(ties, lefts, strict=True):
         for part in tied.partitions:
@@ -120,7 +126,7 @@ def _tied_together(graph: DependencyGraph, partitions: list[Partition], settings
     return _TiedSet(partitions, widths, min(settings.ratio_of(s.group) for s in partitions), most)
 
 
-def _lefts(ties: list[_TiedSet], settings: Settings, scores: Scores) -> list[int]:
+def _lefts(ties: list[_TiedSet], settings: Settings, scores: Scores, comparable: bool) -> list[int]:
     """The shares that are left of every tied set."""
     if settings.scope == "local":
         return [b.widths.nearest(b.widths.shares - _floored(b.ratio, b.widths.shares)) for b in ties]
@@ -128,7 +134,7 @@ def _lefts(ties: list[_TiedSet], settings: Settings, scores: Scores) -> list[int
     for ratio, of in _by_ratio(ties).items():
         own = [[scores[partition.channels] for partition in ties[i].partitions] for i in of]
         target = _floored(ratio, sum(ties[i].channels for i in of))
-        for i, gone in zip(of, allotted([ties[i].widths for i in of], own, target), strict=True):
+        for i, gone in zip(of, allotted([ties[i].widths for i in of], own, target, comparable), strict=True):
             lefts[i] -= gone
     return lefts
 

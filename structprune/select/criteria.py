@@ -45,6 +45,8 @@ class TorchPruning:
         otherwise: Ranks groups that it has no score for: those of raw parameters.
     """
 
+    comparable = False
+
     def __init__(self, importance: Any, model: nn.Module, otherwise: Norms) -> None:
         self.notes: list[str] = []
         self._importance = importance

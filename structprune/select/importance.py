@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from structprune.errors import ModelError
+from structprune.inputs import Invocations
+from structprune.ir.registry import Registry
 from structprune.meta.replica import named_tensors
+from structprune.select.error import PredictedError
 from structprune.select.options import Importance
 from structprune.select.scores import NO_VALUES, Norms, Random, Ranking, Scored
 
 
-def ranking_of(importance: Importance, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> Ranking:
+def ranking_of(
+    importance: Importance,
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    examples: Callable[[], Invocations],
+    rules: Registry | None = None,
+) -> Ranking:
     """The ranking that was asked for.
 
     Args:
         importance: A name, an object of ``torch_pruning.importance``, or a function of a group.
         model: The user's model: criteria of torch-pruning read its modules, and the gradients there.
         weights: The values of its parameters and buffers by name.
+        examples: Gives the calls that the model is traced with.
+        rules: What is known of operators, if it is more than structprune knows.
     """
+    if importance == "error":
+        return PredictedError(model, examples, rules, Norms(weights))
     if isinstance(importance, str):
         return Random() if importance == "random" else Norms(weights, 1 if importance == "l1" else 2)
     from structprune.select.criteria import TorchPruning, is_of_torch_pruning

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from numbers import Real
 from typing import Any, Literal
 
@@ -24,11 +25,11 @@ Pattern = str | nn.Module | torch.Tensor
 Ratio = float | Mapping[Any, float]
 Criterion = Callable[[Group], Any]
 CriterionOverGraph = Callable[[DependencyGraph], Sequence[Any]]
-Importance = Literal["l2", "l1", "random"] | Criterion | CriterionOverGraph
+Importance = Literal["l2", "l1", "error", "random"] | Criterion | CriterionOverGraph
 Granularity = Literal["filter", "channel"]
 TARGETS = ("macs", "params", "latency", "speedup")
 _GRANULARITIES = ("filter", "channel")
-IMPORTANCES = ("l2", "l1", "random")
+IMPORTANCES = ("l2", "l1", "error", "random")
 _SCOPES = ("local", "global")
 # With one ratio for all layers together, no layer collapses.
 _MOST = {"global": 0.9}
@@ -70,7 +71,8 @@ class PruningOptions(TypedDict, total=False):
         speedup: In place of ``ratio``: the factor, above 1, by which to become faster, measured on the device.
         measure: How ``latency`` and ``speedup`` are measured, see ``LatencyOptions`` (default: as ``compare``).
         importance: ``"l2"`` (default) or ``"l1"``: rank channels by the norm of the filters that produce
-            them; ``"random"``: by PyTorch's random numbers; an object of ``torch_pruning.importance``; a
+            them; ``"error"``: by the predicted error of the output, without data, see ``docs/criteria.md``;
+            ``"random"``: by PyTorch's random numbers; an object of ``torch_pruning.importance``; a
             function of a ``Group`` that returns a score for each of its ``channels``; or one of the whole graph,
             see ``structprune.rules.over_graph``.
         scope: ``"local"`` (default): the ratio holds in every layer. ``"global"``: it holds for all layers
@@ -123,8 +125,16 @@ def over_graph(criterion: CriterionOverGraph) -> CriterionOverGraph:
     Returns:
         The function, to be given as ``importance=``.
     """
-    setattr(criterion, _OVER_GRAPH, True)
-    return criterion
+    if not callable(criterion):
+        raise OptionError(f"over_graph marks a function of a graph, got {described(criterion)}.")
+
+    # A function of its own: a method takes no mark.
+    @wraps(criterion, updated=())
+    def marked(graph: DependencyGraph) -> Sequence[Any]:
+        return criterion(graph)
+
+    setattr(marked, _OVER_GRAPH, True)
+    return marked
 
 
 def is_over_graph(criterion: Any) -> bool:

@@ -29,9 +29,11 @@ class Ranking(Protocol):
 
     Attributes:
         notes: What the user should know of the scores.
+        comparable: Whether scores of two layers may be held against each other as they are.
     """
 
     notes: list[str]
+    comparable: bool
 
     def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
         """Score the channels of groups.
@@ -56,6 +58,8 @@ class Norms:
         weights: The values of its parameters and buffers by name; read one at a time.
         order: 2 for the L2 norm, squares summed over tied producers; 1 for the L1 norm.
     """
+
+    comparable = False
 
     def __init__(self, weights: Mapping[str, torch.Tensor], order: int = 2) -> None:
         self.notes: list[str] = []
@@ -98,6 +102,8 @@ class Norms:
 class Random:
     """The same random score for a slice in every graph of a plan; ``torch.manual_seed`` decides which."""
 
+    comparable = False
+
     def __init__(self) -> None:
         self.notes: list[str] = []
         self._seed = int(torch.randint(2**31, (1,)))
@@ -109,6 +115,8 @@ class Random:
 
 class Scored:
     """Scores by a function of a group, or of the graph."""
+
+    comparable = False
 
     def __init__(self, criterion: Callable[[Any], Any]) -> None:
         self.notes: list[str] = []

@@ -36,7 +36,7 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
     record = observer.record
     record.returned, record.results = dense.returned, dense.results
     record.touched, record.needs_watching = dense.touched, dense.needs_watching
-    record.from_outside = dense.from_outside
+    record.from_outside, record.uncounted = dense.from_outside, dense.uncounted
     leaves: dict[int, Labels] = {}
 
     def labels_of(source: int, output: int) -> Labels:

@@ -119,6 +119,7 @@ class Session:
         space = SliceSpace()
         labels, coupling = labels_of(self.replica, space), Coupling(space)
         couple_states(self.replica, labels, coupling)
+        self._freeze_opaque(labels, coupling)
         observers = [
             Discovery(
                 space,
@@ -140,6 +141,17 @@ class Session:
         else:
             records = [relabel(self._recorded[o.record.training], o, labels) for o in observers]
         return space, coupling, records
+
+    def _freeze_opaque(self, labels: dict[str, Labels], coupling: Coupling) -> None:
+        """What opaque modules hold stays, also where their forward is not what runs."""
+        kinds = self.rules.opaque_modules if self.rules else ()
+        paths = [path for path, module in walk(self.replica) if isinstance(module, kinds)] if kinds else []
+        for name, axes in labels.items():
+            path = next((p for p in paths if not p or name.startswith(f"{p}.")), None)
+            if path is not None:
+                for ids in axes:
+                    if ids is not None:
+                        coupling.freeze(ids, f"belongs to {path or 'the model'}, which the rules leave alone")
 
     def _first_run(self, observer: Discovery, labels: dict[str, Labels]) -> Record:
         """A mode's record. Of inputs that fail in training, evaluation has run already, and need not run again."""

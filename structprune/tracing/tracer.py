@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NoReturn, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,17 +19,17 @@ from structprune.compat import (
     tree_leaves,
     tree_map_only,
 )
-from structprune.errors import TraceError
+from structprune.errors import RuleError, TraceError, brief, described
 from structprune.ir.operators import Operator
 from structprune.ir.record import LARGE, Asked, Constant, Node, Output, Record, Value
 from structprune.ir.slices import Ids, Labels
-from structprune.ir.tensors import memory_of, tensors_among
-from structprune.meta.costs import is_counted, operator_flops
+from structprune.ir.tensors import memory_of, tensors_among, tensors_of
+from structprune.meta.costs import is_counted, is_free, operator_flops
 from structprune.meta.forward import module_paths, unseen
 from structprune.meta.stand_ins import StandIns
 from structprune.meta.watch import Watch
-from structprune.ops import OPERATORS
-from structprune.ops.boundary import LEAVES
+from structprune.ops import OPERATORS, is_built_in
+from structprune.ops.boundary import LEAVES, OPAQUE
 from structprune.ops.call import Call, Recorder
 from structprune.ops.recurrent import unfused
 from structprune.tracing.arguments import comparable, places, source_line
@@ -148,7 +149,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             op.name,
             self._modules[-1] if self._modules else "",
             tuple([v.node for v in values]) + self._rewriters(tensors),
-            bool(values) and all([v.parametric for v in values]),
+            # What an opaque module makes of weights cannot be made again.
+            bool(values) and all([v.parametric for v in values]) and op.name != OPAQUE,
             [tuple(t.shape) for t in tensors],
         )
         node.sources = tuple([(v.node, v.output) for v in values])
@@ -190,9 +192,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node.outputs = [Output(tuple(t.shape), t.dtype, t.device, la) for t, la in zip(results, labels, strict=True)]
         if node.parametric:
             sources = {id(t): s for t, s in zip(tensors, node.sources, strict=True)}
-            node.replay = _replay(func, args, kwargs, sources, copies=node.writes or op.out_variant)
+            node.replay = _replay(op, args, kwargs, sources, copies=node.writes or op.out_variant)
         if not self._observer.record.training:
             node.macs = _macs(op, args, kwargs, out)
+            if not is_free(op) and not is_counted(op):
+                self._observer.record.uncounted[op.name] = self._observer.record.uncounted.get(op.name, 0) + 1
         self._nodes.append(node)
         self._mark(node, results, labels, constant)
         for tensor in self._written(op, tensors, results):
@@ -318,10 +322,10 @@ def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch
     try:
         got = op.spec.rule(call.of_values(results) if op.out_variant else call)
         labels = got if isinstance(got, list) else [got]
+        if observer.record.rules is not None and not is_built_in(op.spec):
+            _check_labels(results, labels, len(tensors_of(call.out)))
         if op.out_variant or op.writes:
             _write_out(call, results, labels, parts=not op.out_variant)
-        if observer.record.rules is not None:
-            _check_labels(results, labels)
     except Exception as error:
         return observer.rule_failed(call.node, error)
     return labels + _others(call, results[len(labels) :])
@@ -333,16 +337,25 @@ def _others(call: Call, results: list[torch.Tensor]) -> list[Labels]:
     return [call.labels(t) if own else (None,) * t.ndim for t, own in zip(results, written, strict=True)]
 
 
-def _check_labels(results: list[torch.Tensor], labels: list[Labels]) -> None:
+def _check_labels(results: list[torch.Tensor], labels: list[Labels], returned: int) -> None:
     """What a rule of a user's returns has to fit the outputs."""
     shapes = [list(t.shape) for t in results]
+    if len(labels) < returned:
+        raise ValueError(f"it returned labels for {len(labels)} of {returned} outputs: {shapes}")
     if len(labels) > len(results):
-        raise ValueError(f"it returned labels for {len(labels)} tensors, and there are {len(results)}: {shapes}")
+        raise ValueError(
+            f"it returned labels for {len(labels)} tensors, and there are {len(results)}: {shapes}. A list is for "
+            "several outputs; the labels of one are a tuple"
+        )
     for i, (shape, own) in enumerate(zip(shapes, labels, strict=False)):
         if not isinstance(own, tuple) or len(own) != len(shape):
             raise ValueError(f"output {i} has {len(shape)} dimensions; expected a tuple of as many labels, got {own!r}")
         for dim, (size, ids) in enumerate(zip(shape, own, strict=True)):
-            if ids is not None and len(ids) != size:
+            if ids is None:
+                continue
+            if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind != "i":
+                raise ValueError(f"the labels of dim {dim} of output {i} are {described(ids)}; expected a row of ids")
+            if len(ids) != size:
                 raise ValueError(f"dim {dim} of output {i} has {size} entries, and {len(ids)} labels")
 
 
@@ -362,7 +375,7 @@ def _kept(tensor: torch.Tensor) -> Constant:
 
 
 def _replay(
-    func: Any, args: Sequence[Any], kwargs: dict[str, Any], sources: dict[int, tuple[int, int]], *, copies: bool
+    op: Operator, args: Sequence[Any], kwargs: dict[str, Any], sources: dict[int, tuple[int, int]], *, copies: bool
 ) -> Callable[[Callable[[int, int], torch.Tensor]], Any]:
     """How to compute an operator on weights again, given the outputs of the nodes that it read."""
 
@@ -372,7 +385,8 @@ def _replay(
             return value.clone() if copies else value
 
         new_args, new_kwargs = tree_map_only(torch.Tensor, substitute, (list(args), kwargs))
-        return func(*new_args, **new_kwargs)
+        out = op.func(*new_args, **new_kwargs)
+        return op.results(new_args, new_kwargs, out) if op.writes else out
 
     return replay
 
@@ -381,6 +395,11 @@ def _macs(op: Operator, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -
     """Multiply-accumulates of an operator, as ``count_flops`` counts them."""
     if not is_counted(op):
         return 0
+    if op.spec.flops is not None and not is_built_in(op.spec):
+        try:
+            return int(op.spec.flops(args, kwargs, out)) // 2
+        except Exception as error:
+            raise RuleError(f"The FLOPs of {op.name}, as its spec has them: {brief(error)}.") from error
     try:
         return (operator_flops(op, args, kwargs, out) or 0) // 2
     except AssertionError:

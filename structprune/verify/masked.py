@@ -12,7 +12,7 @@ from structprune.ir.record import Node, Operand
 from structprune.ir.slices import Coupling, Labels, SliceSpace
 from structprune.ir.tensors import memory_of, tensors_among, tensors_of
 from structprune.meta.costs import is_counted
-from structprune.ops.boundary import LEAVES
+from structprune.ops.boundary import LEAVES, OPAQUE
 from structprune.plan.plan import Plan
 from structprune.tracing.discovery import is_float
 from structprune.verify.masking import filled
@@ -45,8 +45,10 @@ class MaskedDense(Planned):
 
     def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operator on masked activations, if it contracts."""
-        if op.in_place or op.out_variant or op.name == LEAVES:
+        if op.in_place or op.out_variant or op.writes or op.name in (LEAVES, OPAQUE):
             written = tensors_among((*args[:1], *(v for k, v in kwargs.items() if k not in op.unchanging)))
+            # Nobody knows what an opaque module writes into.
+            written += tensors_among(args) if op.name == OPAQUE else op.results(args, kwargs, None)
             if any(memory_of(tensor) in self.lent for tensor in written):
                 raise WritesWeightsError
         if torch.Tag.nondeterministic_seeded in op.func.tags:

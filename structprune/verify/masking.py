@@ -47,7 +47,9 @@ def in_double(arguments: Any) -> Any:
 def run_in_double(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run an operator in float64, whatever it was asked for, and where PyTorch has no kernel for that too."""
     args, kwargs = in_double(args), in_double(kwargs)
-    return (op.spec.in_double or op.func)(*args, **kwargs)
+    out = (op.spec.in_double or op.func)(*args, **kwargs)
+    # What is made in another dtype would be copied where something is written into it, and the write be lost.
+    return out if op.in_place or op.writes or op.out_variant or op.func.is_view else in_double(out)
 
 
 def filled(

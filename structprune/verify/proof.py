@@ -67,7 +67,7 @@ class Proof:
         verdict = (
             "proved: the pruned network equals the masked dense one" if self.proved else f"not proved: {self.reason}"
         )
-        mixed = f"; {len(self.mixed)} operators mix channels, compared elementwise" if self.mixed else ""
+        mixed = f"; {len(self.mixed)} times channels are mixed, compared elementwise" if self.mixed else ""
         covers = f"; {self.covers}" if self.covers else ""
         return f"{verdict} (largest error {self.max_error:.1e}, power {self.power:.1e}{mixed}{covers})"
 
@@ -101,9 +101,11 @@ def prove(dense: nn.Module, pruned: nn.Module, example_inputs: Any = None, *, ru
     if first is not None and not plan.fits(dense):
         plan = plan.after(first)
     plan = replace(plan, rules=read_rules(rules))
-    needed = plan.settings.get("rules")
-    if needed and rules is None:
-        raise OptionError(f"The plan was made with rules for {', '.join(needed)}: give the registry as rules=.")
+    steps = plan.settings.get("steps", [plan.settings])
+    needed = dict.fromkeys(name for step in steps for name in step.get("rules", ()))
+    missing = [name for name in needed or () if plan.rules is None or name not in plan.rules.added]
+    if missing:
+        raise OptionError(f"The plan was made with rules for {', '.join(missing)}: give the registry as rules=.")
     _check_pair(plan, dense, pruned)
     check_model(dense)
     session = Session(dense, example_inputs, plan.rules)

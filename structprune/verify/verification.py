@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from structprune.apply.slicing import cut_copy
 from structprune.compat import storage_key, tree_leaves
 from structprune.errors import OptionError, StructPruneError, TraceError, VerificationError, brief
 from structprune.inputs import Invocation, Invocations, read_inputs
+from structprune.ir.operators import Operator
 from structprune.ir.slices import Coupling, SliceSpace
 from structprune.meta.caches import undisturbed
 from structprune.meta.forward import running
@@ -218,8 +219,8 @@ def _check_closely(
     # PyTorch's fast path through attention, which nobody can observe, returns zeros where places are padded.
     slow = _plain_outputs(pruned, calls, decomposed=True)
     apart = min(
-        relative_difference(_observed_outputs(pruned, calls), got),
-        relative_difference(_observed_outputs(pruned, calls, decomposed=True), slow),
+        relative_difference(_observed_outputs(plan, pruned, calls), got),
+        relative_difference(_observed_outputs(plan, pruned, calls, decomposed=True), slow),
     )
     if not apart <= gross:
         raise DiffersError(f"observed, the cut network's own outputs differ by {apart:.1e} of their scale")
@@ -321,11 +322,17 @@ def _plain_outputs(
         raise DiffersError(f"the cut network fails: {brief(error)}") from error
 
 
-def _observed_outputs(pruned: nn.Module, calls: Invocations, *, decomposed: bool = False) -> list[torch.Tensor]:
+def _observed_outputs(
+    plan: Plan, pruned: nn.Module, calls: Invocations, *, decomposed: bool = False
+) -> list[torch.Tensor]:
     """What the cut network returns as the comparison in float64 runs it: without gradients, and observed."""
     space = SliceSpace()
-    observer = Discovery(space, Coupling(space), {}, lambda op, args, kwargs: op.func(*args, **kwargs), training=False)
+    observer = Discovery(space, Coupling(space), {}, _run, training=False, rules=plan.rules)
     return follow(pruned, calls, observer, labels_of(pruned, space), decomposed=decomposed).results
+
+
+def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    return op.func(*args, **kwargs)
 
 
 def _outputs(model: nn.Module, calls: Invocations, seed: int = 0, decomposed: bool = False) -> list[torch.Tensor]:

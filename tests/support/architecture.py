@@ -8,7 +8,7 @@ from pathlib import Path
 import structprune
 
 PACKAGE = Path(structprune.__file__).parent
-PAGE = PACKAGE.parent / "docs" / "architecture.md"
+PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms: generated -->", "<!-- end of rooms -->"
 # Every room may import those before it; the order of the data.
 ORDER = (
