@@ -419,7 +419,7 @@ def test_what_is_multiplied_with_what_an_opaque_module_makes_stays() -> None:
 
 
 class Descends(nn.Module):
-    """A solver that takes gradients, and a function transform."""
+    """A solver that takes gradients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -429,7 +429,7 @@ class Descends(nn.Module):
         with torch.enable_grad():
             inner = h.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.energy(inner).square().sum(), inner)
-        return h - gradient + torch.vmap(self.energy)(h)
+        return h - gradient
 
 
 def test_an_opaque_module_may_take_gradients() -> None:

@@ -132,6 +132,8 @@ NAMED = {
     # A residual stream is a sum; a bias may be added by one.
     "flow.py": {"aten::add"},
     "compensation.py": {"aten::add"},
+    # An error is diluted where a branch is added to a stream.
+    "error.py": {"aten::add"},
     # Reading entries by a mask gives as many as the mask has.
     "record.py": {"aten::index"},
     # Rows make up for a number only where it multiplies or divides; scores are a product of two activations.
