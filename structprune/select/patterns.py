@@ -99,7 +99,10 @@ class Names:
         # All that it has is tied, and goes by the names that it has elsewhere.
         names = [self._name_of(option, tensor) for tensor in named_tensors(module).values()]
         if not names:
-            raise OptionError(f"{option} holds {path}, {described(module)} without parameters, which has no channels.")
+            raise OptionError(
+                f"{option} holds {path}, {described(module)} without parameters, which has no channels. To leave alone "
+                "what goes into it and comes out of it, see Registry.opaque in structprune.rules."
+            )
         return [glob.escape(name) for name in names]
 
     def _path_of(self, option: str, module: nn.Module) -> str:

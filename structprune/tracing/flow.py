@@ -103,7 +103,9 @@ def freeze_unread(record: Record, recorder: Recorder) -> None:
         if node.index not in alive:
             for ids in _labels(node):
                 if not read[ids[ids < len(read)]].any():
-                    recorder.freeze(node, ids, "is read by no operator, perhaps by code that structprune does not see")
+                    recorder.freeze(
+                        node, ids, "is read by nothing on the way to an output, but perhaps by code that is not seen"
+                    )
 
 
 def _labels(node: Node) -> Iterator[Ids]:
