@@ -41,7 +41,7 @@ zoo: $(VENV)/.test-installed
 
 # Five hundred random networks, of which `make test` runs 75; five minutes.
 random: $(VENV)/.test-installed
-	OMP_NUM_THREADS=1 STRUCTPRUNE_RANDOM_NETWORKS=500 $(BIN)/python -m pytest -n 2 -q tests/test_random_networks.py
+	OMP_NUM_THREADS=1 STRUCTPRUNE_RANDOM_NETWORKS=500 $(BIN)/python -m pytest -n 2 -q tests/networks/test_random_networks.py
 
 # A thousand random networks of another generator; half an hour.
 wild: $(VENV)/.test-installed

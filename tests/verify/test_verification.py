@@ -345,3 +345,20 @@ def test_the_proof_gives_every_input_other_numbers() -> None:
     proof = structprune.prove(model, small, inputs)
     assert proof, str(proof)
     assert not any("not verified" in note for note in structprune.plan_of(small).notes)
+
+
+def test_a_network_that_overflows_with_unit_weights_is_proved_with_smaller_ones() -> None:
+    class Grows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(32, 32, bias=False) for _ in range(5)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x) * 1e62
+            return x
+
+    model, x = Grows(), torch.randn(2, 32)
+    pruned = structprune.prune_model(model, 0.5, example_inputs=x, keep_representation=False, round_to=1)
+    proof = structprune.prove(model, pruned, x)
+    assert proof.proved, proof

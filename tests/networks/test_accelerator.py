@@ -14,7 +14,7 @@ import structprune
 from structprune.compat import accelerator
 from structprune.demo import Bottleneck
 from structprune.transfer import finetune
-from tests.test_transfer import TASK, network
+from tests.support.halves import TASK, network
 
 DEVICE = accelerator()
 pytestmark = pytest.mark.skipif(DEVICE is None, reason="PyTorch finds no accelerator here")

@@ -1,0 +1,1 @@
+"""What removed channels gave, given back to the layers that read them."""

@@ -1,0 +1,1 @@
+"""Models whose library builds them from a config."""

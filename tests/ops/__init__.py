@@ -1,0 +1,1 @@
+"""Operators: the contract of every rule, and what users add."""

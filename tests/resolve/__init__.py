@@ -1,0 +1,1 @@
+"""Ambiguous operators and sizes that modules hold, found out by trials."""

@@ -1,0 +1,1 @@
+"""Models followed operator by operator."""

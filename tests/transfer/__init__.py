@@ -1,0 +1,1 @@
+"""Compute-optimal transfer: from the meter to the advice."""
