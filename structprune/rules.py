@@ -8,6 +8,6 @@ from structprune.ir.operators import OperatorSpec, Surrogate
 from structprune.ir.registry import Registry
 from structprune.ir.slices import Ids, Labels
 from structprune.ops.call import Call
-from structprune.select.options import over_graph
+from structprune.select.scores import over_graph
 
 __all__ = ["Call", "Ids", "Labels", "OperatorSpec", "Registry", "RuleError", "Surrogate", "over_graph"]

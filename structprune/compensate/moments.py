@@ -32,7 +32,7 @@ class MomentReader(Planned):
     """
 
     def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan, quantile: int | None) -> None:
-        super().__init__(space, coupling, plan, _run)
+        super().__init__(space, coupling, plan, Operator.run)
         self.moments: dict[int, Moments] = {}
         self.channels: dict[int, Ids] = {}
         self.activations: dict[int, int] = {}
@@ -45,7 +45,7 @@ class MomentReader(Planned):
         out = super().run(node, op, args, kwargs)
         self._call = op, args, kwargs
         if op.spec.normalises:
-            arguments = {**dict(zip(op.parameters, args, strict=False)), **kwargs}
+            arguments = op.arguments(args, kwargs)
             given = [name for name in arguments if isinstance(arguments[name], torch.Tensor)]
             if "running_mean" in given and "running_var" in given and not arguments.get("training"):
                 self.statistics[node.index] = given.index("running_mean"), given.index("running_var")
@@ -73,10 +73,6 @@ class MomentReader(Planned):
 
     def _is_weight(self, node: Node, position: int) -> bool:
         return self.record.nodes[node.sources[position][0]].parametric
-
-
-def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    return op.func(*args, **kwargs)
 
 
 def _moments(tensor: torch.Tensor, along: int) -> tuple[Moments, Moments]:

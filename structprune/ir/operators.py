@@ -131,11 +131,19 @@ class Operator:
     unchanging: tuple[str, ...]
     spec: OperatorSpec
 
+    def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run it as it is."""
+        return self.func(*args, **kwargs)
+
+    def arguments(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name, defaults left out."""
+        return {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+
     def results(self, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> list[torch.Tensor]:
         """The tensors that a call gives: what it returned, then the arguments that it wrote into."""
         if not self.writes:
             return tensors_of(out)
-        given = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        given = self.arguments(args, kwargs)
         return [*tensors_of(out), *tensors_among(given.get(name) for name in self.writes)]
 
 

@@ -192,8 +192,6 @@ class Record:
     nodes: list[Node] = field(default_factory=list)
     returned: list[tuple[int, int]] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
-    # Calls of operators that have no formula for their FLOPs.
-    uncounted: dict[str, int] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
     # Whether Python code did more with tensors than to call operators, see ``Watch``, or the forward read constants
     # that it holds: it may hold others for other sizes, or make them then.

@@ -73,9 +73,12 @@ class Registry:
                 raise RuleError(f"{spec.name} is in this registry already, with {rule_name(spec)}.")
             new[spec.name] = spec
         self._specs |= new
+        self._look_up_again()
+
+    def _look_up_again(self) -> None:
         self._known.clear()
         for other in self._extended_by:
-            other.add()
+            other._look_up_again()
 
     def operator(self, name: str, **facts: Any) -> Callable[[Rule], Rule]:
         """Add an operator with the decorated function as its rule.
@@ -114,10 +117,7 @@ class Registry:
     @property
     def added(self) -> list[str]:
         """The names of all that it adds to what structprune knows: operators, and classes of opaque modules."""
-        if self is Registry.built_in:
-            return []
-        others = self._extends.added if self._extends else []
-        return [*others, *self._specs, *(kind.__name__ for kind in self._opaque)]
+        return [*self.operators, *(kind.__name__ for kind in self.opaque_modules)]
 
     def spec(self, name: str) -> OperatorSpec:
         """What is known of an operator; of one that is not here no more than its name."""

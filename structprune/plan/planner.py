@@ -13,6 +13,7 @@ from structprune.apply.attributes import stale_sizes
 from structprune.errors import NothingToPruneError, UntracedParameterError
 from structprune.inputs import Invocations
 from structprune.ir.slices import Mask
+from structprune.meta.costs import is_counted, is_free
 from structprune.meta.replica import held_tensors, named_tensors
 from structprune.plan.plan import Plan
 from structprune.plan.sensitivity import GroupPlan
@@ -117,7 +118,8 @@ def _idle(settings: Settings, graph: DependencyGraph) -> list[str]:
 
 def _uncounted(graph: DependencyGraph) -> list[str]:
     """Operators that the MACs of the plan leave out."""
-    names = [name.removeprefix("aten::") for name in graph.records[0].uncounted]
+    ran = [node.asked.operator for node in graph.records[0].nodes if node.asked]
+    names = dict.fromkeys(op.name.removeprefix("aten::") for op in ran if not is_counted(op) and not is_free(op))
     return [f"the MACs leave out what has no formula for them: {', '.join(names)}"] if names else []
 
 

@@ -43,9 +43,9 @@ class Found:
     proposals: Proposals
     counterparts: Counterparts
 
-    def order(self, state: State, key: str, choice: Choice) -> tuple[str, ...]:
-        """The interpretations that are left to try of a question."""
-        return tuple(state.decisions.interpretations.get(key, self.ranking.get(key, choice.interpretations)))
+    def order(self, key: str, choice: Choice) -> tuple[str, ...]:
+        """The interpretations of a question of which nothing was decided yet."""
+        return self.ranking.get(key, choice.interpretations)
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,14 @@ def prefer_unscaled(state: State, found: Found) -> State | None:
     for mismatch in found.trial.absorbed:
         behind = found.proposals.behind(found.graph, mismatch)
         for key, choice in _questions(found.graph, mismatch, behind).items():
-            order = interpretations.get(key, found.order(state, key, choice))
+            order = interpretations.get(key, found.order(key, choice))
             last = deferred.get(key, frozenset())
             others = [r for r in order if r in choice.interpretations and r not in (choice.taken, FROZEN, *last)]
             if others:
                 deferred[key] = last | {choice.taken}
                 interpretations[key] = (*others, *(r for r in order if r not in others and r != FROZEN), FROZEN)
-                return state.decided(replace(state.decisions, interpretations=interpretations), deferred=deferred)
+                state = replace(state, deferred=deferred)
+                return state.decided(replace(state.decisions, interpretations=interpretations))
     return None
 
 
@@ -107,7 +108,7 @@ def next_interpretation(state: State, found: Found) -> State | None:
         if not changed.isdisjoint(questions):
             continue  # it may have failed of what is interpreted anew
         for key, choice in questions.items():
-            order = interpretations.get(key, found.order(state, key, choice))
+            order = interpretations.get(key, found.order(key, choice))
             # Only this one is out: where it was not possible, another one may be right.
             later = tuple(r for r in order if r != choice.taken)
             if any(r in choice.interpretations for r in later):

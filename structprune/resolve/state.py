@@ -68,9 +68,9 @@ class State:
         """The widths that lose the same share."""
         return tuple(dict.fromkeys(p for a in self.attempts.values() for p in a.proposals if isinstance(p, Tie)))
 
-    def decided(self, decisions: Decisions, **changes: object) -> State:
+    def decided(self, decisions: Decisions) -> State:
         """Other decisions, and no repairs yet: the labels mean something else now."""
-        return replace(self, decisions=decisions, attempts={}, copied={}, **changes)  # type: ignore[arg-type]
+        return replace(self, decisions=decisions, attempts={}, copied={})
 
     def without_proposals(self, sites: Iterable[Site]) -> State:
         """What was proposed at these operators is out of force; it is not tried again."""

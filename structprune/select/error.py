@@ -158,7 +158,7 @@ class _Watcher(Discovery):
     """Runs a network and adds up what contractions read, and what they and additions give."""
 
     def __init__(self, space: SliceSpace, rules: Registry | None, statistics: _Statistics, quantile: int) -> None:
-        super().__init__(space, Coupling(space), {}, _run, training=False, rules=rules)
+        super().__init__(space, Coupling(space), {}, Operator.run, training=False, rules=rules)
         self._statistics = statistics
         self._quantile = quantile
         self._call: tuple[Operator, Sequence[Any], dict[str, Any]]
@@ -168,7 +168,7 @@ class _Watcher(Discovery):
         self._call = op, args, kwargs
         out = op.func(*args, **kwargs)
         if op.spec.normalises:
-            given = {**op.defaults, **dict(zip(op.parameters, args, strict=False)), **kwargs}
+            given = {**op.defaults, **op.arguments(args, kwargs)}
             variance = given.get("running_var")
             if isinstance(variance, torch.Tensor) and not given.get("training"):
                 weight = given.get("weight")
@@ -219,10 +219,6 @@ class _Watcher(Discovery):
         out_dim = next((dim for position, dim, _ in node.produced if position == second.position), None)
         other = tensors[second.position]
         return _Reader(first.position, other, second.dim, out_dim, weighs[second.position])
-
-
-def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    return op.func(*args, **kwargs)
 
 
 def _add(powers: dict[int, _Power], node: int, tensor: torch.Tensor, dim: int) -> None:

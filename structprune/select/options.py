@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
 from numbers import Real
 from typing import Any, Literal
 
@@ -110,36 +109,6 @@ class PruningOptions(TypedDict, total=False):
     keep_representation: bool
     allow_untraced: bool
     rules: Registry
-
-
-_OVER_GRAPH = "_structprune_over_graph"
-
-
-def over_graph(criterion: CriterionOverGraph) -> CriterionOverGraph:
-    """Mark a criterion that looks at all groups together.
-
-    Args:
-        criterion: A function of a ``DependencyGraph`` that returns a list: for each of ``graph.groups``, in their
-            order, a score for each of its channels.
-
-    Returns:
-        The function, to be given as ``importance=``.
-    """
-    if not callable(criterion):
-        raise OptionError(f"over_graph marks a function of a graph, got {described(criterion)}.")
-
-    # A function of its own: a method takes no mark.
-    @wraps(criterion, updated=())
-    def marked(graph: DependencyGraph) -> Sequence[Any]:
-        return criterion(graph)
-
-    setattr(marked, _OVER_GRAPH, True)
-    return marked
-
-
-def is_over_graph(criterion: Any) -> bool:
-    """Whether a criterion is asked once for a whole graph."""
-    return bool(getattr(criterion, _OVER_GRAPH, False))
 
 
 @dataclass(frozen=True)

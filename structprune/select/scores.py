@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from structprune.errors import ModelError, OptionError, described
 from structprune.ir.record import Node
 from structprune.ir.slices import Ids
-from structprune.select.options import Criterion, Importance, is_over_graph
+from structprune.select.options import Criterion, CriterionOverGraph, Importance
 from structprune.tracing.groups import DependencyGraph, Group, Producer
 
 Scores = npt.NDArray[np.float64]
@@ -144,6 +145,36 @@ class Scored:
                 f"the {len(graph.groups)} groups of the graph, in their order."
             )
         return given
+
+
+_OVER_GRAPH = "_structprune_over_graph"
+
+
+def over_graph(criterion: CriterionOverGraph) -> CriterionOverGraph:
+    """Mark a criterion that looks at all groups together.
+
+    Args:
+        criterion: A function of a ``DependencyGraph`` that returns a list: for each of ``graph.groups``, in their
+            order, a score for each of its channels.
+
+    Returns:
+        The function, to be given as ``importance=``.
+    """
+    if not callable(criterion):
+        raise OptionError(f"over_graph marks a function of a graph, got {described(criterion)}.")
+
+    # A function of its own: a method takes no mark.
+    @wraps(criterion, updated=())
+    def marked(graph: DependencyGraph) -> Sequence[Any]:
+        return criterion(graph)
+
+    setattr(marked, _OVER_GRAPH, True)
+    return marked
+
+
+def is_over_graph(criterion: Any) -> bool:
+    """Whether a criterion is asked once for a whole graph."""
+    return bool(getattr(criterion, _OVER_GRAPH, False))
 
 
 def read_scores(given: Any, criterion: Criterion, group: Group) -> Scores:

@@ -15,7 +15,7 @@ from structprune.ir.record import Choice, Node, Place, Record, Tie
 from structprune.ir.registry import Registry, rule_name
 from structprune.ir.slices import Coupling, Ids, Labels, SliceSpace
 from structprune.ir.tensors import tensors_of
-from structprune.ops import OPERATORS
+from structprune.ops import is_built_in
 from structprune.ops.call import Effect
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class Discovery:
         Raises:
             RuleError: The rule is a user's.
         """
-        if self.record.rules is None or node.spec is OPERATORS.spec(node.op):
+        if is_built_in(node.spec):
             raise error
         raise RuleError(f"{node.where}: {rule_name(node.spec)} failed: {brief(error)}") from error
 

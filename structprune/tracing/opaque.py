@@ -14,6 +14,7 @@ from structprune.compat import dispatch_state, dispatched_as, tree_flatten, tree
 from structprune.ir.tensors import memory_of
 from structprune.meta.replica import walk
 from structprune.ops.boundary import run_opaque
+from structprune.tracing.outputs import tensors_within
 
 # Where a module keeps what it registers.
 _REGISTERED = frozenset(("_parameters", "_buffers", "_modules", "forward"))
@@ -54,21 +55,8 @@ def _as_operator(path: str, module: nn.Module, forward: Callable[..., Any], *arg
         return [t.clone() if memory_of(t) in memory else t for t in outputs]
 
     held = {name: value for name, value in vars(module).items() if name not in _REGISTERED}
-    own = [*module.parameters(), *module.buffers(), *_hidden(held)]
-    own += [tensor for value in given for tensor in _hidden(value) if not isinstance(value, torch.Tensor)]
+    own = [*module.parameters(), *module.buffers(), *tensors_within(held)]
+    own += tensors_within([value for value in given if not isinstance(value, torch.Tensor)])
     outputs = iter(run_opaque([*(given[i] for i in at), *own], path, run))
     values, structure = returned
     return tree_unflatten([next(outputs) if isinstance(v, torch.Tensor) else v for v in values], structure)
-
-
-def _hidden(value: Any, depth: int = 3) -> list[torch.Tensor]:
-    """Tensors that lie in objects: what a module is handed within one, or by an attribute, goes into it too."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if depth and isinstance(value, (list, tuple, set)):
-        return [tensor for item in value for tensor in _hidden(item, depth - 1)]
-    if depth and isinstance(value, dict):
-        return [tensor for item in value.values() for tensor in _hidden(item, depth - 1)]
-    if isinstance(value, nn.Module):
-        return [*value.parameters(), *value.buffers()]
-    return _hidden(vars(value), depth - 1) if depth and hasattr(value, "__dict__") and not callable(value) else []

@@ -10,7 +10,7 @@ from structprune.ops.call import Call
 from structprune.tracing.arguments import places
 from structprune.tracing.discovery import RAN, Discovery
 from structprune.tracing.flow import freeze_unread
-from structprune.tracing.tracer import apply_rule
+from structprune.tracing.labelling import apply_rule
 
 _MOST_DIMS = 64
 
@@ -36,7 +36,7 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
     record = observer.record
     record.returned, record.results = dense.returned, dense.results
     record.touched, record.needs_watching = dense.touched, dense.needs_watching
-    record.from_outside, record.uncounted = dense.from_outside, dense.uncounted
+    record.from_outside = dense.from_outside
     leaves: dict[int, Labels] = {}
 
     def labels_of(source: int, output: int) -> Labels:

@@ -32,11 +32,12 @@ from structprune.meta.run import run_on_meta
 from structprune.tracing.discovery import Decisions, Discovery, Interpretations
 from structprune.tracing.flow import freeze_unread
 from structprune.tracing.groups import DependencyGraph
+from structprune.tracing.labelling import Observer
 from structprune.tracing.layers import couple_states
 from structprune.tracing.opaque import opaque_modules
 from structprune.tracing.outputs import output_tensors
 from structprune.tracing.relabel import can_relabel, relabel
-from structprune.tracing.tracer import Observer, Tracer
+from structprune.tracing.tracer import Tracer
 
 
 class Session:

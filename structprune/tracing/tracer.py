@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,49 +18,25 @@ from structprune.compat import (
     tree_leaves,
     tree_map_only,
 )
-from structprune.errors import RuleError, TraceError, brief, described
+from structprune.errors import RuleError, TraceError, brief
 from structprune.ir.operators import Operator
-from structprune.ir.record import LARGE, Asked, Constant, Node, Output, Record, Value
-from structprune.ir.slices import Ids, Labels
-from structprune.ir.tensors import memory_of, tensors_among, tensors_of
-from structprune.meta.costs import is_counted, is_free, operator_flops
+from structprune.ir.record import LARGE, Asked, Constant, Node, Output, Value
+from structprune.ir.slices import Labels
+from structprune.ir.tensors import memory_of, tensors_among
+from structprune.meta.costs import is_counted, operator_flops
 from structprune.meta.forward import module_paths, unseen
 from structprune.meta.stand_ins import StandIns
 from structprune.meta.watch import Watch
 from structprune.ops import OPERATORS, is_built_in
 from structprune.ops.boundary import LEAVES, OPAQUE
-from structprune.ops.call import Call, Recorder
+from structprune.ops.call import Call
 from structprune.ops.recurrent import unfused
 from structprune.tracing.arguments import comparable, places, source_line
+from structprune.tracing.labelling import Observer, apply_rule
 
 # Values this small are kept, so that a constant computed from a size can be compared with another.
 _SMALL = 4096
 _DRAWN = torch.Tag.nondeterministic_seeded
-
-
-class Observer(Recorder, Protocol):
-    """A recorder that also runs the operators."""
-
-    record: Record
-    # Whether floats are not computed: what has values then is a constant, or was decided by integers.
-    on_meta: bool
-    # Whether Python code may do more with tensors than to call operators; to watch takes a tenth of a trace's time.
-    watches: bool
-
-    def start(self, node: Node) -> None:
-        """Called before an operator runs."""
-
-    def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Run an operator and return what it returns."""
-
-    def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
-        """Called with the labels of the outputs; returns those to go on with."""
-
-    def rule_failed(self, node: Node, error: Exception) -> list[Labels]:
-        """Called where a rule cannot make sense of what an operator was given; may return the labels to go on with."""
-
-    def output(self, ids: Ids) -> None:
-        """Called with every labelled dimension of what the model returns."""
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -139,28 +114,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if parts is not None:
             with self:
                 return parts(*args, **kwargs)
-        arguments = dict(zip(op.parameters, args, strict=False))
-        arguments.update(kwargs)
+        arguments = op.arguments(args, kwargs)
         tensors = tensors_among(arguments.values())
         lifted = op.name == "aten::lift_fresh"  # of a Python number
         values = [self._value(t, lifted=lifted) for t in tensors]
-        node = Node(
-            len(self._nodes),
-            op.name,
-            self._modules[-1] if self._modules else "",
-            tuple([v.node for v in values]) + self._rewriters(tensors),
-            # What an opaque module makes of weights cannot be made again.
-            bool(values) and all([v.parametric for v in values]) and op.name != OPAQUE,
-            [tuple(t.shape) for t in tensors],
-        )
-        node.sources = tuple([(v.node, v.output) for v in values])
-        node.spec = op.spec
-        node.unchanging = tuple([(n, comparable(arguments.get(n, op.defaults[n]))) for n in op.unchanging])
-        node.writes = op.in_place or bool(op.writes)
-        if op.spec.placed:
-            node.places = places({**op.defaults, **arguments}, values[0].labels)
-        if op.spec.asks:
-            node.line = source_line()
+        node = self._node(op, arguments, tensors, values)
         self._left |= op.name == LEAVES
         self._observer.start(node)
         try:
@@ -195,8 +153,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             node.replay = _replay(op, args, kwargs, sources, copies=node.writes or op.out_variant)
         if not self._observer.record.training:
             node.macs = _macs(op, args, kwargs, out)
-            if not is_free(op) and not is_counted(op):
-                self._observer.record.uncounted[op.name] = self._observer.record.uncounted.get(op.name, 0) + 1
         self._nodes.append(node)
         self._mark(node, results, labels, constant)
         for tensor in self._written(op, tensors, results):
@@ -205,6 +161,27 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if not constant:
                     self._computed.add(memory_of(tensor))
         return out
+
+    def _node(self, op: Operator, arguments: dict[str, Any], tensors: list[torch.Tensor], values: list[Value]) -> Node:
+        """What is known of a call before it runs."""
+        node = Node(
+            len(self._nodes),
+            op.name,
+            self._modules[-1] if self._modules else "",
+            tuple([v.node for v in values]) + self._rewriters(tensors),
+            # What an opaque module makes of weights cannot be made again.
+            bool(values) and all([v.parametric for v in values]) and op.name != OPAQUE,
+            [tuple(t.shape) for t in tensors],
+        )
+        node.sources = tuple([(v.node, v.output) for v in values])
+        node.spec = op.spec
+        node.unchanging = tuple([(n, comparable(arguments.get(n, op.defaults[n]))) for n in op.unchanging])
+        node.writes = op.in_place or bool(op.writes)
+        if op.spec.placed:
+            node.places = places({**op.defaults, **arguments}, values[0].labels)
+        if op.spec.asks:
+            node.line = source_line()
+        return node
 
     def _written(self, op: Operator, tensors: list[torch.Tensor], results: list[torch.Tensor]) -> list[torch.Tensor]:
         """The arguments that an operator wrote into, but those that take its results (``out=``)."""
@@ -308,68 +285,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tuple(node for node in found if node is not None)
 
 
-def apply_rule(observer: Observer, op: Operator, call: Call, results: list[torch.Tensor]) -> list[Labels]:
-    """The labels of an operator's outputs; one without a rule freezes what reaches it."""
-    for position in call.node.not_filled:
-        for ids in call.labels(call.tensors[position]):
-            call.freeze(ids, "is memory that no operator filled, but code that is not seen")
-    if op.spec.rule is None:
-        if any(ids is not None for t in call.tensors for ids in call.labels(t)):
-            name = op.name
-            observer.record.unknown[name] = observer.record.unknown.get(name, 0) + 1
-            call.freeze_all(f"{name.removeprefix('aten::')} has no rule")
-        return _others(call, results)
-    try:
-        got = op.spec.rule(call.of_values(results) if op.out_variant else call)
-        labels = got if isinstance(got, list) else [got]
-        if observer.record.rules is not None and not is_built_in(op.spec):
-            _check_labels(results, labels, len(tensors_of(call.out)))
-        if op.out_variant or op.writes:
-            _write_out(call, results, labels, parts=not op.out_variant)
-    except Exception as error:
-        return observer.rule_failed(call.node, error)
-    return labels + _others(call, results[len(labels) :])
-
-
-def _others(call: Call, results: list[torch.Tensor]) -> list[Labels]:
-    """The labels of results that no rule speaks of: arguments that are written into keep theirs."""
-    written = [any(t is own for own in call.tensors) for t in results] if call.writes else [False] * len(results)
-    return [call.labels(t) if own else (None,) * t.ndim for t, own in zip(results, written, strict=True)]
-
-
-def _check_labels(results: list[torch.Tensor], labels: list[Labels], returned: int) -> None:
-    """What a rule of a user's returns has to fit the outputs."""
-    shapes = [list(t.shape) for t in results]
-    if len(labels) < returned:
-        raise ValueError(f"it returned labels for {len(labels)} of {returned} outputs: {shapes}")
-    if len(labels) > len(results):
-        raise ValueError(
-            f"it returned labels for {len(labels)} tensors, and there are {len(results)}: {shapes}. A list is for "
-            "several outputs; the labels of one are a tuple"
-        )
-    for i, (shape, own) in enumerate(zip(shapes, labels, strict=False)):
-        if not isinstance(own, tuple) or len(own) != len(shape):
-            raise ValueError(f"output {i} has {len(shape)} dimensions; expected a tuple of as many labels, got {own!r}")
-        for dim, (size, ids) in enumerate(zip(shape, own, strict=True)):
-            if ids is None:
-                continue
-            if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind != "i":
-                raise ValueError(f"the labels of dim {dim} of output {i} are {described(ids)}; expected a row of ids")
-            if len(ids) != size:
-                raise ValueError(f"dim {dim} of output {i} has {size} entries, and {len(ids)} labels")
-
-
-def _write_out(call: Call, results: list[torch.Tensor], labels: list[Labels], *, parts: bool) -> None:
-    """What an operator writes into tensors that were there must have their size; may they be parts of others?"""
-    for tensor, made in zip(results, labels, strict=False):
-        if not any(tensor is own for own in call.tensors):
-            continue
-        for dim, ids in enumerate(call.labels(tensor)):
-            call.couple(made[dim], ids, "is written into a tensor of fixed size")
-            if is_view(tensor) and not parts:
-                call.freeze(ids, "is written into a part of another tensor")
-
-
 def _kept(tensor: torch.Tensor) -> Constant:
     return tensor.clone() if tensor.layout == torch.strided and tensor.numel() <= _SMALL else LARGE
 
@@ -395,13 +310,12 @@ def _macs(op: Operator, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -
     """Multiply-accumulates of an operator, as ``count_flops`` counts them."""
     if not is_counted(op):
         return 0
-    if op.spec.flops is not None and not is_built_in(op.spec):
-        try:
-            return int(op.spec.flops(args, kwargs, out)) // 2
-        except Exception as error:
-            raise RuleError(f"The FLOPs of {op.name}, as its spec has them: {brief(error)}.") from error
     try:
         return (operator_flops(op, args, kwargs, out) or 0) // 2
-    except AssertionError:
-        # The operands of a cut network do not fit: the operator failed, and the trial has noted it.
-        return 0
+    except Exception as error:
+        if not is_built_in(op.spec):
+            raise RuleError(f"The FLOPs of {op.name}, as its spec has them: {brief(error)}.") from error
+        if isinstance(error, AssertionError):
+            # The operands of a cut network do not fit: the operator failed, and the trial has noted it.
+            return 0
+        raise

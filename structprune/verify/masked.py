@@ -35,7 +35,7 @@ class MaskedDense(Planned):
     """
 
     def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan, labels: Mapping[str, Labels]) -> None:
-        super().__init__(space, coupling, plan, _run)
+        super().__init__(space, coupling, plan, Operator.run)
         self.mixed: list[str] = []
         self.draws: list[str] = []
         self.dtypes: set[torch.dtype] = set()
@@ -90,7 +90,3 @@ class MaskedDense(Planned):
         if any(self.gone(operand.ids).any() for operand in node.mixed):
             self.mixed.append(node.where)
         return labels
-
-
-def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    return op.func(*args, **kwargs)

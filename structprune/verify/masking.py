@@ -102,7 +102,7 @@ class MaskedRun:
                 raise UnprovableError(f"{node.where} mixes channels and has no surrogate, see structprune.rules")
             args, kwargs = self._masked(node.mixed, surrogate.fill, args, kwargs)
             if surrogate.function is not None:
-                arguments = {**op.defaults, **dict(zip(op.parameters, args, strict=False)), **kwargs}
+                arguments = {**op.defaults, **op.arguments(args, kwargs)}
                 out = op.func(*args, **kwargs)
                 first, *rest = out if isinstance(out, tuple) else (out,)
                 # Into the operator's own result, whose strides decide which kernels come next. The

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ def compared(
     model = dense()
     space = SliceSpace()
     coupling, labels = Coupling(space), labels_of(model, space)
-    run = run_in_double if widens else _as_it_is
+    run = run_in_double if widens else Operator.run
     try:
         plain = follow(model, calls, Planned(space, coupling, plan, run, training=training), labels)
     except StructPruneError:
@@ -130,10 +130,6 @@ def compared(
     runs = Runs(unmasked.results, masked.results, cut.results, tuple(dict.fromkeys(masked_run.mixed)), first)
     check_shapes(runs.masked, runs.cut)
     return runs
-
-
-def _as_it_is(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    return op.func(*args, **kwargs)
 
 
 def _first(plain: Record, masked: MaskedRun, cut: MaskedRun, replay: Replay) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -327,12 +327,8 @@ def _observed_outputs(
 ) -> list[torch.Tensor]:
     """What the cut network returns as the comparison in float64 runs it: without gradients, and observed."""
     space = SliceSpace()
-    observer = Discovery(space, Coupling(space), {}, _run, training=False, rules=plan.rules)
+    observer = Discovery(space, Coupling(space), {}, Operator.run, training=False, rules=plan.rules)
     return follow(pruned, calls, observer, labels_of(pruned, space), decomposed=decomposed).results
-
-
-def _run(op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    return op.func(*args, **kwargs)
 
 
 def _outputs(model: nn.Module, calls: Invocations, seed: int = 0, decomposed: bool = False) -> list[torch.Tensor]:

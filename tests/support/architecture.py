@@ -1,4 +1,4 @@
-"""The rooms of the package, as the code has them: ``python -m tests.support.architecture`` writes the page's table."""
+"""The rooms of the package, as the code has them: ``python -m tests.support.architecture`` writes the page's tables."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import ast
 from pathlib import Path
 
 import structprune
+from structprune.resolve.guesses import AFTER_FAILURE, AFTER_SUCCESS
 
 PACKAGE = Path(structprune.__file__).parent
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
-BEGIN, END = "<!-- rooms: generated -->", "<!-- end of rooms -->"
 # Every room may import those before it; the order of the data.
 ORDER = (
     "compat errors inputs ir ops meta measure tracing select apply resolve plan verify compensate planning "
@@ -53,11 +53,20 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def guesses() -> str:
+    """What the search for a consistent cut tries, in its order, and why in this one."""
+    rows = [f"| {guess.name} | {guess.reason} |" for guess in (*AFTER_FAILURE, AFTER_SUCCESS)]
+    return "\n".join(["| guess | why it comes here |", "|---|---|", *rows])
+
+
 def main() -> None:
-    """Write the table into the page."""
+    """Write the tables into the page."""
     page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}")
+    for name, made in (("guesses", guesses()), ("rooms", table())):
+        begin, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}\n{made}\n{end}{rest.partition(end)[2]}"
+    PAGE.write_text(page)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ NEWEST = "newest"
 FLOOR = "2.6.0"
 # With the oldest PyTorch the oldest of everything that is declared.
 LOWEST = ("numpy==1.26.0", "rich==13.0.0", "typing-extensions==4.10.0", "safetensors==0.8.0")
+CORE_SUITE = ["-m", "pytest", "--core", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider"]
 VERSIONS = (FLOOR, "2.9.1", "2.11.0", NEWEST)
 
 
@@ -56,9 +57,8 @@ def tested(version: str, folder: Path, python: str) -> dict[str, Any]:
     """Make an environment with a version of PyTorch and run the core suite in it."""
     interpreter = made(version, folder, python)
     report = folder / "report.xml"
-    command = ["-m", "pytest", "--core", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider"]
     subprocess.run(
-        [interpreter, *command, f"--junitxml={report}"],
+        [interpreter, *CORE_SUITE, f"--junitxml={report}"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
@@ -90,16 +90,26 @@ print(json.dumps({"torch": torch.__version__.split("+")[0], "python": platform.p
 
 def made(version: str, folder: Path, python: str) -> Path:
     """An environment with a version of PyTorch, structprune and what its core suite needs; its interpreter."""
+    wanted = ["torch" if version == NEWEST else f"torch=={version}", *(LOWEST if version == FLOOR else ())]
+    # PyTorch first, so that what follows takes it as it is.
+    interpreter = environment(folder, python, *wanted)
+    install(interpreter, *wanted, "--editable", f"{ROOT}[core-test]")
+    return interpreter
+
+
+def environment(folder: Path, python: str, *packages: object) -> Path:
+    """An environment with these packages; its interpreter."""
     if not folder.exists():
         subprocess.run([python, "-m", "venv", folder], check=True)
-    scripts = folder / ("Scripts" if platform.system() == "Windows" else "bin")
-    interpreter = scripts / "python"
-    wanted = ["torch" if version == NEWEST else f"torch=={version}", *(LOWEST if version == FLOOR else ())]
-    pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # PyTorch first, so that what follows takes it as it is.
-    subprocess.run([*pip, *wanted], check=True)
-    subprocess.run([*pip, *wanted, "--editable", f"{ROOT}[core-test]"], check=True)
+    interpreter = folder / ("Scripts" if platform.system() == "Windows" else "bin") / "python"
+    install(interpreter, *packages)
     return interpreter
+
+
+def install(python: Path, *packages: object) -> None:
+    """Install packages into an environment."""
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *map(str, packages)], check=True)
 
 
 def counted(result: dict[str, Any]) -> str:

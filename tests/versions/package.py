@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from tests.versions.__main__ import FLOOR, ROOT
+from tests.versions.__main__ import CORE_SUITE, FLOOR, ROOT, environment, install
 
 _TORCH = "import torch; print(torch.__version__)"
 _FILES = """
@@ -33,15 +33,15 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="structprune-package-") as made:
         folder = Path(made)
-        tools = _environment(folder / "tools", "build", "twine")
+        tools = environment(folder / "tools", sys.executable, "build", "twine")
         _run(tools, "-m", "build", "--outdir", folder / "dist", ROOT)
         (wheel,) = (folder / "dist").glob("*.whl")
         (sdist,) = (folder / "dist").glob("*.tar.gz")
         _run(tools, "-m", "twine", "check", "--strict", wheel, sdist)
 
-        python = _environment(folder / "clean", f"torch=={options.torch}")
+        python = environment(folder / "clean", sys.executable, f"torch=={options.torch}")
         before = _said(python, _TORCH, folder)
-        _pip(python, wheel)
+        install(python, wheel)
         after = _said(python, _TORCH, folder)
         print(f"torch before and after the wheel: {before} {after}")
         if before != after:
@@ -52,25 +52,13 @@ def main() -> int:
             archive.extractall(folder)
         (source,) = folder.glob("structprune-*")
         (source / "structprune").rename(source / "not-imported")
-        _pip(python, f"{wheel}[core-test]")
+        install(python, f"{wheel}[core-test]")
         files = _said(python, _FILES, folder)
-        command = ["-m", "pytest", "--core", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider"]
-        _run(python, *command, cwd=source, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        _pip(python, "--force-reinstall", "--no-deps", sdist)
+        _run(python, *CORE_SUITE, cwd=source, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        install(python, "--force-reinstall", "--no-deps", sdist)
         same = files == _said(python, _FILES, folder)
         print(f"wheel and sdist install {'the same' if same else 'different'} files ({len(files.splitlines())})")
         return 0 if same else 1
-
-
-def _environment(folder: Path, *packages: object) -> Path:
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    _pip(python, *packages)
-    return python
-
-
-def _pip(python: Path, *packages: object) -> None:
-    _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages)
 
 
 def _run(python: Path, *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
