@@ -404,7 +404,7 @@ def test_a_plan_applied_twice(inplace: bool) -> None:
 
 
 def test_an_error_in_the_middle_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    from structprune.apply import slicing
+    from structprune.surgery import slicing
 
     model = TinyResNet()
     plan = structprune.plan_pruning(model, 0.5, example_inputs=IMAGE)

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.apply.selection import sliced
-from structprune.apply.slicing import filled_copy
 from structprune.checkpoint.contents import (
     EXTRA_STATE,
     KEYS,
@@ -28,6 +26,8 @@ from structprune.errors import CheckpointError, PlanError
 from structprune.meta.replica import Model, is_kept_by_device, walk
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import CARRIED, Plan
+from structprune.surgery.selection import sliced
+from structprune.surgery.slicing import filled_copy
 from structprune.tracing.checks import check_model
 
 

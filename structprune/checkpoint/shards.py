@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from structprune.apply.slicing import cut_values
 from structprune.checkpoint.contents import KEYS, PLAN, packed_plan
 from structprune.checkpoint.names import Names, check_shapes, own_states, same_kind
 from structprune.checkpoint.reading import TensorFiles
@@ -22,6 +21,7 @@ from structprune.meta.replica import held_tensors
 from structprune.plan.plan import Plan
 from structprune.planning import make_plan
 from structprune.select.options import Granularity, PruningOptions, Ratio, read_settings
+from structprune.surgery.slicing import cut_values
 from structprune.tracing.checks import check_model
 
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from structprune.apply.cut import AttributeChange
 from structprune.errors import PlanError
 from structprune.ir.slices import Vector
+from structprune.surgery.cut import AttributeChange
 
 Kept = Mapping[str, Mapping[int, tuple[int, ...]]]
 Vectors = Mapping[str, tuple[float, ...]]

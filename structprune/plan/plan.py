@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -10,10 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from structprune.apply.attributes import holds_size, read_held
-from structprune.apply.cut import AttributeChange, Cut
-from structprune.apply.optimizer_state import check_optimizer
-from structprune.apply.slicing import cut_copy, cut_in_place, module_at
 from structprune.errors import PlanError
 from structprune.ir.registry import Registry
 from structprune.ir.slices import Vector
@@ -25,6 +22,10 @@ from structprune.plan.composition import Cuts, composed, remainder
 from structprune.plan.printing import in_full, in_one_line
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
 from structprune.select.options import read_rules
+from structprune.surgery.attributes import holds_size, read_held
+from structprune.surgery.cut import AttributeChange, Cut
+from structprune.surgery.optimizer_state import check_optimizer
+from structprune.surgery.slicing import cut_copy, cut_in_place, module_at
 from structprune.tracing.checks import check_model
 
 # A pruned model carries its plan as text, so that a pickle of it does not need structprune.
@@ -73,6 +74,12 @@ class Plan:
     plain: tuple[str, ...] = ()
     examples: tuple[Any, ...] = field(default=(), repr=False, compare=False)
     rules: Registry | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def gains(self) -> Mapping[str, tuple[float, ...]]:
+        """``row_scales``, as it was called before."""
+        warnings.warn("Plan.gains is called Plan.row_scales.", DeprecationWarning, stacklevel=2)
+        return self.row_scales
 
     @property
     def cut(self) -> Cut:
@@ -220,7 +227,8 @@ class Plan:
             "notes": self.notes,
             "shifts": {name: list(shift) for name, shift in self.shifts.items()},
             "scales": {name: list(scale) for name, scale in self.scales.items()},
-            "row_scales": {name: list(row_scale) for name, row_scale in self.row_scales.items()},
+            # The name that readers of this version of the format know.
+            "gains": {name: list(row_scale) for name, row_scale in self.row_scales.items()},
             "plain": self.plain,
         }
         return schema.sealed(document)
@@ -247,7 +255,7 @@ class Plan:
                 macs=schema.read_pair(document["macs"]),
                 shifts=schema.read_vectors(document, "shifts", shapes),
                 scales=schema.read_vectors(document, "scales", shapes),
-                row_scales=schema.read_vectors(document, "row_scales", shapes, of_rows=True),
+                row_scales=schema.read_vectors(document, "gains", shapes, of_rows=True),
                 plain=schema.read_texts(document.get("plain", [])),
             )
             schema.check_seal(document)

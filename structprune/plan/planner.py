@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.apply.attributes import stale_sizes
 from structprune.errors import NothingToPruneError, UntracedParameterError
 from structprune.inputs import Invocations
 from structprune.ir.slices import Mask
@@ -26,6 +25,7 @@ from structprune.select.options import Settings
 from structprune.select.partitions import eligible_groups
 from structprune.select.patterns import matches
 from structprune.select.scores import Ranking, name_of
+from structprune.surgery.attributes import stale_sizes
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.session import Session
 

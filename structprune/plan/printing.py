@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from structprune.apply.cut import AttributeChange
 from structprune.plan.sensitivity import GroupPlan
+from structprune.surgery.cut import AttributeChange
 
 
 class Printed(Protocol):

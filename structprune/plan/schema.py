@@ -10,8 +10,8 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from structprune.apply.cut import AttributeChange
 from structprune.errors import PlanError
+from structprune.surgery.cut import AttributeChange
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from structprune.apply.slicing import cut_copy
 from structprune.errors import ModelError, OptionError
 from structprune.measure.comparison import speedup_of
 from structprune.measure.latency import in_turn, timed_calls
@@ -17,6 +16,7 @@ from structprune.measure.runner import Runner, read_setting
 from structprune.plan.plan import Plan
 from structprune.plan.planner import Planner
 from structprune.select.options import Settings, Target
+from structprune.surgery.slicing import cut_copy
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.session import has_values
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import Self
 
-from structprune.apply.attributes import held_sizes, replace_size
 from structprune.ir.record import Node, Place, Record, Value
+from structprune.surgery.attributes import held_sizes, replace_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ for _name in "add sub mul floordiv mod neg pow truediv".split():
 def hold_sizes(model: nn.Module) -> None:
     """Replace the integers that a (copied) model's own modules hold by ones that remember it.
 
-    torch.nn's layers are left out: their sizes follow by the table of ``apply.attributes``, and a
+    torch.nn's layers are left out: their sizes follow by the table of ``surgery.attributes``, and a
     kernel size equals a width by chance.
     """
     for size in held_sizes(model):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from structprune.apply.cut import elements_left
 from structprune.ir.slices import Mask
 from structprune.ops.movement import FROZEN
+from structprune.surgery.cut import elements_left
 from structprune.tracing.discovery import Decisions, question_key
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.session import Session

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.apply.attributes import read_held
-from structprune.apply.cut import AttributeChange
 from structprune.ir.record import Place, Record, Tie
 from structprune.ir.slices import Coupling, Mask, SliceSpace
 from structprune.meta.replica import duplicate
@@ -23,6 +21,8 @@ from structprune.meta.run import run_on_meta
 from structprune.resolve.counterparts import Counterparts
 from structprune.resolve.provenance import SizeUses, hold_sizes
 from structprune.resolve.state import Attempt, Proposal, Repair, Site, State
+from structprune.surgery.attributes import read_held
+from structprune.surgery.cut import AttributeChange
 from structprune.tracing.discovery import Discovery
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.replay import Mismatch

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from structprune.apply.attributes import layer_changes, layer_ties
-from structprune.apply.cut import Cut, kept_indices
 from structprune.errors import StructPruneError
 from structprune.ir.slices import Mask
 from structprune.resolve.counterparts import Counterparts
@@ -17,6 +15,8 @@ from structprune.resolve.repairs import Proposals, repaired
 from structprune.resolve.state import Repair, State
 from structprune.resolve.story import changes, in_short
 from structprune.resolve.trial import Trial, run_trial
+from structprune.surgery.attributes import layer_changes, layer_ties
+from structprune.surgery.cut import Cut, kept_indices
 from structprune.tracing.discovery import Decisions
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.session import Session

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from structprune.apply.cut import Cut
-from structprune.apply.slicing import cut_copy
 from structprune.ir.operators import Operator
 from structprune.ir.record import Node, Record
 from structprune.ir.slices import Labels, Mask
 from structprune.meta.run import run_on_meta
 from structprune.resolve.provenance import SHAPING
+from structprune.surgery.cut import Cut
+from structprune.surgery.slicing import cut_copy
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.replay import DivergenceError, Mismatch, Replay
 from structprune.tracing.row_scales import RowScales, absorbed, alike

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.apply.slicing import cut_values
 from structprune.compat import NormWithStatistics
 from structprune.errors import OptionError, PlanError
 from structprune.inputs import Invocations
@@ -20,6 +19,7 @@ from structprune.meta.replica import duplicate, held_tensors, walk
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import Plan, carried_plan, plan_of
 from structprune.select.options import read_rules
+from structprune.surgery.slicing import cut_values
 from structprune.tracing.checks import check_model
 from structprune.tracing.discovery import is_float
 from structprune.tracing.session import Session

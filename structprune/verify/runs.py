@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from structprune.apply.slicing import equal_values
 from structprune.errors import StructPruneError, brief
 from structprune.inputs import Invocations
 from structprune.ir.operators import Operator
@@ -19,6 +18,7 @@ from structprune.ir.slices import Coupling, Ids, Labels, Mask, SliceSpace
 from structprune.ir.tensors import tensors_of
 from structprune.meta.replica import duplicate, held_tensors
 from structprune.plan.plan import Plan
+from structprune.surgery.slicing import equal_values
 from structprune.tracing.discovery import is_float
 from structprune.tracing.replay import DivergenceError, Replay
 from structprune.tracing.session import follow, labels_of

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from structprune.apply.slicing import cut_copy
 from structprune.compat import storage_key, tree_leaves
 from structprune.errors import OptionError, StructPruneError, TraceError, VerificationError, brief
 from structprune.inputs import Invocation, Invocations, read_inputs
@@ -26,6 +25,7 @@ from structprune.meta.caches import undisturbed
 from structprune.meta.forward import running
 from structprune.meta.replica import duplicate, like_parameter
 from structprune.plan.plan import Plan
+from structprune.surgery.slicing import cut_copy
 from structprune.tracing.discovery import Discovery
 from structprune.tracing.outputs import output_tensors
 from structprune.tracing.session import Session, follow, has_values, labels_of, lent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 import structprune
 from structprune import Plan, PlanError
-from tests.support.small import IMAGE, Table, TinyResNet
+from tests.support.small import IMAGE, Table, TinyResNet, chain
 
 
 def test_json_both_ways() -> None:
@@ -78,3 +79,13 @@ def test_buffers_that_a_forward_makes_anew_do_not_matter() -> None:
     assert structprune.prove(Table().eval(), pruned, x).reason.startswith("first.weight is not a slice")
     pruned(torch.randn(1, 3, 12, 12))
     assert structprune.prove(model, pruned, x).proved
+
+
+def test_the_old_name_of_row_scales_works_with_a_warning() -> None:
+    plan = structprune.plan_pruning(chain(16, 16), 0.5, example_inputs=torch.zeros(1, 3, 8, 8))
+    scaled = dataclasses.replace(plan, row_scales={"0.weight": (2.0,) * plan.shape_left("0.weight")[0]})
+    with pytest.warns(DeprecationWarning, match=r"Plan.gains is called Plan.row_scales"):
+        assert scaled.gains == scaled.row_scales
+    # Files are as they were: an older reader must not pass over what it does not know.
+    assert json.loads(scaled.to_json())["gains"] == {"0.weight": list(scaled.row_scales["0.weight"])}
+    assert structprune.Plan.from_json(scaled.to_json()) == scaled

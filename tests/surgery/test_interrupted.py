@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import structprune
-from structprune.apply import slicing
+from structprune.surgery import slicing
 
 
 class Net(nn.Module):

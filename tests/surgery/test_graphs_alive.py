@@ -208,7 +208,7 @@ def test_a_vector_that_would_broadcast() -> None:
 
 
 def test_a_cut_that_fails_leaves_the_graphs_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    from structprune.apply import slicing
+    from structprune.surgery import slicing
 
     torch.manual_seed(0)
     model = Scaled()

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.apply.attributes import read_held, write_held
-from structprune.apply.cut import AttributeChange, Cut
-from structprune.apply.graphs import check_unused
-from structprune.apply.optimizer_state import cut_states
-from structprune.apply.selection import sliced
 from structprune.compat import gradient_hooks
 from structprune.errors import PlanError
 from structprune.ir.slices import Ids
 from structprune.meta.replica import Model, TensorMap, duplicate, held_tensors, is_kept_by_device, like_parameter, walk
+from structprune.surgery.attributes import read_held, write_held
+from structprune.surgery.cut import AttributeChange, Cut
+from structprune.surgery.graphs import check_unused
+from structprune.surgery.optimizer_state import cut_states
+from structprune.surgery.selection import sliced
 
 _NO_CUT: Mapping[int, Ids] = {}
 

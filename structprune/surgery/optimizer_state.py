@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from structprune.apply.cut import Cut
-from structprune.apply.selection import sliced
 from structprune.errors import ModelError, OptionError
+from structprune.surgery.cut import Cut
+from structprune.surgery.selection import sliced
 
 State = tuple[dict[str, Any], str, torch.Tensor]
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from structprune.apply.cut import AttributeChange, Cut
 from structprune.compat import Convolution, NormWithStatistics
 from structprune.ir.record import SizeHeld, Stretch, Tie
 from structprune.ir.slices import Mask
 from structprune.meta.replica import walk
+from structprune.surgery.cut import AttributeChange, Cut
 from structprune.tracing.groups import DependencyGraph
 from structprune.tracing.layers import StoredNames
 

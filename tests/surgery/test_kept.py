@@ -230,7 +230,7 @@ def test_no_second_copy_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_tensors_are_cut_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    from structprune.apply import selection
+    from structprune.surgery import selection
 
     tensor = torch.randn(40, 30, 3)
     kept = {0: np.arange(1, 40, 2), 1: np.arange(0, 30, 3)}
