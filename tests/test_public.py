@@ -137,7 +137,7 @@ def test_private_names_of_pytorch_stand_in_one_module() -> None:
 NAMED = {
     # A residual stream is a sum; a bias may be added by one.
     "flow.py": {"aten::add"},
-    "compensation.py": {"aten::add"},
+    "places.py": {"aten::add"},
     # An error is diluted where a branch is added to a stream.
     "error.py": {"aten::add"},
     # Reading entries by a mask gives as many as the mask has.

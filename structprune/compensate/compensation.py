@@ -19,17 +19,17 @@ import numpy as np
 from torch import nn
 
 from structprune.compensate.moments import MomentReader, Moments
+from structprune.compensate.places import Place, Vectors, place_of
 from structprune.errors import InputError, ModelError, StructPruneError, brief
 from structprune.inputs import Invocations, read_inputs
-from structprune.ir.record import Node, Record
-from structprune.ir.slices import Coupling, Ids, SliceSpace, Vector
+from structprune.ir.record import Record
+from structprune.ir.slices import Coupling, SliceSpace, Vector
 from structprune.meta.pseudo import QUANTILES
 from structprune.plan.plan import Plan
 from structprune.tracing.session import follow, has_values, labels_of
 
 # A variance may come out as nothing, or more than it was, where channels depend on each other.
 _LEAST, _MOST = 0.01, 4.0
-_PARAMETER = "parameter::"
 _UNKNOWN = "without a batch norm before them the means are not known; a list of batches would tell"
 _NOWHERE = "there is no bias of their own, or batch norm right after, to add them to"
 
@@ -60,15 +60,15 @@ def compensated(plan: Plan, model: nn.Module, examples: Invocations, batches: bo
     check_compensable(model)
     if isinstance(batches, bool):
         seen = [_observe(model, examples, plan, 0)]
-        if any(isinstance(place, _Bias) for place in seen[0].places.values()):
+        if any(isinstance(place, Place) for place in seen[0].places.values()):
             seen += [_observe(model, examples, plan, quantile) for quantile in range(1, QUANTILES)]
     else:
         seen = [_observe(model, read_inputs(batch), plan, None) for batch in batches]
     # A batch may take another way through the network: runs are matched by the vector, which has one reader.
-    found: dict[_Bias, list[Moments]] = {}
+    found: dict[Place, list[Moments]] = {}
     for run in seen:
         for node, place in run.places.items():
-            if isinstance(place, _Bias):
+            if isinstance(place, Place):
                 found.setdefault(place, []).append(run.moments[node])
     shifts, scales = {}, {}
     for place, moments in found.items():
@@ -98,7 +98,7 @@ def _by_name(plan: Plan, found: Mapping[str, Vector]) -> dict[str, tuple[float, 
     return {n: tuple((v if (k := kept[n]) is None else v[list(k)]).tolist()) for n, v in found.items()}
 
 
-def _notes(places: list[_Bias | str]) -> Iterator[str]:
+def _notes(places: list[Place | str]) -> Iterator[str]:
     """How many contractions are made up for, and what stands in the way of the others."""
     skipped = Counter(place for place in places if isinstance(place, str))
     count = len(places)
@@ -106,19 +106,11 @@ def _notes(places: list[_Bias | str]) -> Iterator[str]:
     yield from (f"compensate: {reason} ({number} contractions)" for reason, number in skipped.items())
 
 
-class _Bias(NamedTuple):
-    """The vector that a mean is added to (or taken off, from a running mean), and the variance that shrinks."""
-
-    vector: str
-    is_mean: bool
-    variance: str
-
-
 class _Seen(NamedTuple):
     """One run: moments by contraction, and where what is lost can go, or why nowhere."""
 
     moments: dict[int, Moments]
-    places: dict[int, _Bias | str]
+    places: dict[int, Place | str]
 
 
 def _observe(model: nn.Module, calls: Invocations, plan: Plan, quantile: int | None) -> _Seen:
@@ -133,13 +125,13 @@ def _observe(model: nn.Module, calls: Invocations, plan: Plan, quantile: int | N
         raise InputError(
             f"compensate: {type(model).__name__} does not run with {', '.join(map(str, calls))}: {brief(error)}"
         ) from error
-    vectors = _Vectors(space, coupling.roots(), record, reader.statistics)
-    places: dict[int, _Bias | str] = {}
+    vectors = Vectors(space, coupling.roots(), record, reader.statistics)
+    places: dict[int, Place | str] = {}
     for index in reader.moments:
         if quantile is not None and not _behind_batch_norm(record, reader.activations[index]):
             places[index] = _UNKNOWN
         else:
-            places[index] = _place(record, index, reader.channels[index], vectors) or _NOWHERE
+            places[index] = place_of(record, index, reader.channels[index], vectors) or _NOWHERE
     return _Seen(reader.moments, places)
 
 
@@ -155,61 +147,3 @@ def _behind_batch_norm(record: Record, start: int) -> bool:
             return False
         pending.extend(node.parents)
     return True
-
-
-def _place(record: Record, index: int, channels: Ids, vectors: _Vectors) -> _Bias | None:
-    """The bias of a contraction, or what is added or taken off next; and the batch norm after, if one follows."""
-    node = record.nodes[index]
-    vector = vectors.added(record, node, channels)
-    while True:
-        readers = [n for n in record.nodes[node.index + 1 :] if node.index in n.parents]
-        if len(readers) != 1:
-            break
-        (node,) = readers
-        if node.spec.normalises:
-            if not vectors.are_running(node):
-                return None  # statistics of the batch: it takes the mean off by itself
-            mean, variance = vectors.statistics(record, node, channels)
-            return _Bias(vector or mean, not vector, variance) if vector or mean else None
-        if node.op == "aten::add" and not vector and dict(node.unchanging).get("alpha", 1) == 1:
-            vector = vectors.added(record, node, channels)
-            if not vector:
-                break
-        elif node.spec.moves != "all":
-            break
-    return _Bias(vector, False, "") if vector else None
-
-
-class _Vectors:
-    """The parameters and buffers of one dimension that lie along channels."""
-
-    def __init__(
-        self, space: SliceSpace, roots: Ids, record: Record, statistics: Mapping[int, tuple[int, int]]
-    ) -> None:
-        readers = Counter(name for node in record.nodes for name in _read(record, node))
-        # What something else reads as well must stay what it is there.
-        axes = {name: axes for name, axes in space.by_tensor.items() if readers[name] == 1}
-        self._axes = {name: found[0].ids for name, found in axes.items() if len(found) == 1}
-        self._roots = roots
-        self._statistics = statistics
-
-    def added(self, record: Record, node: Node, channels: Ids) -> str:
-        """The bias that an operator adds along these channels."""
-        return next((name for name in _read(record, node) if self._along(name, channels)), "")
-
-    def are_running(self, node: Node) -> bool:
-        """Whether a batch norm normalises by running statistics."""
-        return node.index in self._statistics
-
-    def statistics(self, record: Record, node: Node, channels: Ids) -> tuple[str, str]:
-        """The running mean and variance of a batch norm, if it alone reads them."""
-        mean, variance = (_read(record, node)[position] for position in self._statistics[node.index])
-        return (mean, variance) if self._along(mean, channels) and self._along(variance, channels) else ("", "")
-
-    def _along(self, name: str, channels: Ids) -> bool:
-        ids = self._axes.get(name)
-        return ids is not None and np.array_equal(self._roots[ids], self._roots[channels])
-
-
-def _read(record: Record, node: Node) -> list[str]:
-    return [record.nodes[source].op.removeprefix(_PARAMETER) for source, _ in node.sources]

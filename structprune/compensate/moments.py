@@ -46,9 +46,9 @@ class MomentReader(Planned):
         self._call = op, args, kwargs
         if op.spec.normalises:
             arguments = op.arguments(args, kwargs)
-            given = [name for name in arguments if isinstance(arguments[name], torch.Tensor)]
-            if "running_mean" in given and "running_var" in given and not arguments.get("training"):
-                self.statistics[node.index] = given.index("running_mean"), given.index("running_var")
+            found = running_statistics(arguments)
+            if found is not None:
+                self.statistics[node.index] = found
             if self._quantile is not None:
                 fill(out, arguments, node.index, self._quantile)
         return out
@@ -73,6 +73,14 @@ class MomentReader(Planned):
 
     def _is_weight(self, node: Node, position: int) -> bool:
         return self.record.nodes[node.sources[position][0]].parametric
+
+
+def running_statistics(arguments: dict[str, Any]) -> tuple[int, int] | None:
+    """Which of a batch norm's tensors are the running mean and variance, if it normalises by them."""
+    given = [name for name in arguments if isinstance(arguments[name], torch.Tensor)]
+    if "running_mean" in given and "running_var" in given and not arguments.get("training"):
+        return given.index("running_mean"), given.index("running_var")
+    return None
 
 
 def _moments(tensor: torch.Tensor, along: int) -> tuple[Moments, Moments]:

@@ -55,6 +55,7 @@ class OperatorSpec:
         parts: The same made of operators that have rules, for a fused kernel.
         scaling: How scales of rows cross it, see ``structprune.ops.scaling``; ``None``: not at all.
         weight: The argument whose rows its outputs have.
+        rows: How it is a matrix product, for a contraction with a weight, see ``structprune.ops.rows``.
         same_as: Another operator that does the same: which of them runs depends on strides.
         moves: Whether it only moves entries: all of them, or some.
         values: For one that makes tensors of sizes: whether they are integers by default, or of the kind of the numbers
@@ -80,6 +81,7 @@ class OperatorSpec:
     parts: Callable[..., Any] | None = None
     scaling: Callable[[Any], Sequence[torch.Tensor | None]] | None = None
     weight: str = ""
+    rows: Any = None
     same_as: str = ""
     moves: Literal["all", "some"] | None = None
     values: Literal["floats", "integers", "as given", "none"] | None = None

@@ -11,7 +11,7 @@ import torch
 from structprune.ir.operators import OperatorSpec, each
 from structprune.ir.slices import Ids, Labels
 from structprune.ir.tensors import tensors_of
-from structprune.ops import flops, scaling, shapes
+from structprune.ops import flops, rows, scaling, shapes
 from structprune.ops.call import Call
 
 _FIXED = "is multiplied with a tensor of fixed size"
@@ -222,15 +222,18 @@ def grouped_product_in_double(
 SPECS = (
     OperatorSpec(
         "convolution", convolution, sizes=("groups",), on_meta=shapes.convolution, scaling=scaling.convolved,
-        weight="weight",
+        weight="weight", rows=rows.OF_CONVOLUTION,
     ),
     OperatorSpec("_convolution", convolution, sizes=("groups",)),
     *each("convolution_overrideable cudnn_convolution mkldnn_convolution", convolution),
     OperatorSpec("convolution_backward", flops=flops.convolution_backward),
-    OperatorSpec("mm", matrix_product, on_meta=shapes.product, scaling=scaling.multiplied, weight="mat2"),
+    OperatorSpec(
+        "mm", matrix_product, on_meta=shapes.product, scaling=scaling.multiplied, weight="mat2", rows=rows.OF_PRODUCT
+    ),
     OperatorSpec("bmm", matrix_product, on_meta=shapes.product, scaling=scaling.multiplied),
     OperatorSpec(
-        "addmm", matrix_product_and_sum, on_meta=shapes.product_and_sum, scaling=scaling.affine, weight="mat2"
+        "addmm", matrix_product_and_sum, on_meta=shapes.product_and_sum, scaling=scaling.affine, weight="mat2",
+        rows=rows.OF_PRODUCT_AND_SUM,
     ),
     *each("baddbmm _sparse_addmm", matrix_product_and_sum),
     OperatorSpec(

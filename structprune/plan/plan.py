@@ -23,9 +23,9 @@ from structprune.plan.printing import in_full, in_one_line
 from structprune.plan.sensitivity import GroupPlan, Sensitivity
 from structprune.select.options import read_rules
 from structprune.surgery.attributes import holds_size, read_held
-from structprune.surgery.cut import AttributeChange, Cut
+from structprune.surgery.cut import AttributeChange, Cut, Solved
 from structprune.surgery.optimizer_state import check_optimizer
-from structprune.surgery.slicing import cut_copy, cut_in_place, module_at
+from structprune.surgery.slicing import cut_copy, cut_in_place, cut_values, module_at
 from structprune.tracing.checks import check_model
 
 # A pruned model carries its plan as text, so that a pickle of it does not need structprune.
@@ -54,6 +54,9 @@ class Plan:
         scales: What running variances are multiplied with, likewise.
         row_scales: What rows of weights and biases are multiplied with, an entry for each that stays, where code
             computes a number from a width, as attention does its scale: so that the number makes no difference.
+        solved: How weights were solved anew (``calibrate``), by name.
+        values: The values of those weights, and of the biases and batch norms behind them. They belong to the model
+            that the plan was made for, and the JSON of a plan leaves them out: a pruned model has them.
         plain: Those among ``shapes`` that are no parameters or buffers but plain attributes of modules, and are cut.
         examples: The calls that the model was traced with, to verify a cut by; the JSON of a plan leaves them out.
         rules: The rules that it was made with, likewise.
@@ -71,6 +74,8 @@ class Plan:
     shifts: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     row_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    solved: Mapping[str, Solved] = field(default_factory=dict, repr=False)
+    values: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
     plain: tuple[str, ...] = ()
     examples: tuple[Any, ...] = field(default=(), repr=False, compare=False)
     rules: Registry | None = field(default=None, repr=False, compare=False)
@@ -82,10 +87,16 @@ class Plan:
         return self.row_scales
 
     @property
+    def refitted(self) -> set[str]:
+        """The tensors whose values were solved anew."""
+        return {name for weight, how in self.solved.items() for name in (weight, *how.beside)}
+
+    @property
     def cut(self) -> Cut:
         """The cut as the surgery takes it."""
         kept = {n: {d: np.array(i, dtype=np.int64) for d, i in dims.items()} for n, dims in self.kept.items()}
-        return Cut(kept, self.attributes, _arrays(self.shifts), _arrays(self.scales), _arrays(self.row_scales))
+        shifts, scales, row_scales = map(_arrays, (self.shifts, self.scales, self.row_scales))
+        return Cut(kept, self.attributes, shifts, scales, row_scales, self.values)
 
     @ordinary_tensors()
     def apply(
@@ -126,6 +137,12 @@ class Plan:
             check_model(model)
             self.check_fits(model)
             check_optimizer(optimizer, inplace)
+            if self.solved and not self.values:
+                warnings.warn(
+                    f"The plan solved {len(self.solved)} weights anew, and their values are not in its JSON: they stay "
+                    "those of the model. Save the pruned model itself (structprune.save), or make the plan again.",
+                    stacklevel=2,
+                )
             # Before the cut: what is carried may be from another release.
             carried = _whole(carried_plan(model), self)
             pruned = None if inplace else cut_copy(model, self.cut)
@@ -167,6 +184,8 @@ class Plan:
             notes=tuple(dict.fromkeys((*self.notes, *second.notes))),
             params=(self.params[0], second.params[1]),
             macs=(self.macs[0], second.macs[1]),
+            solved={**self.solved, **second.solved},
+            values={**{n: cut_values(n, v, second.cut) for n, v in self.values.items()}, **second.values},
             **composed(self._cuts, second._cuts)._asdict(),
         )
 
@@ -181,6 +200,7 @@ class Plan:
         groups = {group.name: group for group in first.groups}
         steps, done = self.settings.get("steps", []), first.settings.get("steps", [first.settings])
         rest = steps[len(done) :]
+        solved = {name: how for name, how in self.solved.items() if first.solved.get(name) != how}
         return replace(
             self,
             settings=rest[0] if len(rest) == 1 else {**self.settings, "steps": rest},
@@ -188,6 +208,8 @@ class Plan:
             groups=tuple(group.after(groups.get(group.name)) for group in self.groups),
             params=(first.params[1], self.params[1]),
             macs=(first.macs[1], self.macs[1]),
+            solved=solved,
+            values={name: value for name, value in self.values.items() if name not in first.values},
             **remainder(self._cuts, first._cuts)._asdict(),
         )
 
@@ -230,6 +252,7 @@ class Plan:
             # The name that readers of this version of the format know.
             "gains": {name: list(row_scale) for name, row_scale in self.row_scales.items()},
             "plain": self.plain,
+            **({"solved": {name: schema.columns(how) for name, how in self.solved.items()}} if self.solved else {}),
         }
         return schema.sealed(document)
 
@@ -256,6 +279,7 @@ class Plan:
                 shifts=schema.read_vectors(document, "shifts", shapes),
                 scales=schema.read_vectors(document, "scales", shapes),
                 row_scales=schema.read_vectors(document, "gains", shapes, of_rows=True),
+                solved={name: schema.read_solved(how) for name, how in document.get("solved", {}).items()},
                 plain=schema.read_texts(document.get("plain", [])),
             )
             schema.check_seal(document)

@@ -48,7 +48,7 @@ class Planner:
     ) -> None:
         self._model = model
         self._session = Session(model, example_inputs, settings.rules)
-        self._ranking = ranking_of(settings.importance, model, weights, lambda: self.examples, settings.rules)
+        self._ranking = ranking_of(settings, model, weights, lambda: self.examples)
         self._known: Resolved | None = None
 
     @property
@@ -179,6 +179,7 @@ def _plain(settings: Settings) -> dict[str, Any]:
         plain[name] = dict(plain[name]) if isinstance(plain[name], Mapping) else plain[name]
     plain["importance"] = name_of(settings.importance)
     plain["compensate"] = settings.compensate if isinstance(settings.compensate, bool) else "batches"
+    plain["calibrate"] = len(settings.calibrate)
     plain["target"] = settings.target.asked if settings.target else None
     plain["finer"] = list(settings.finer) if settings.finer else None
     channels = {name: list(indices) for name, indices in plain.pop("channels").items()}

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from structprune.errors import PlanError
-from structprune.surgery.cut import AttributeChange
+from structprune.surgery.cut import AttributeChange, Solved
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -143,6 +143,14 @@ def read_group(entry: Mapping[str, Any]) -> dict[str, Any]:
     costs = {name: read_size(entry.get(name, 0)) for name in ("params", "macs")}
     lost = float(entry.get("score_removed", 0.0))
     return {**texts, **sizes, **costs, "score_removed": lost, "producers": tuple(map(_read_text, entry["producers"]))}
+
+
+def read_solved(entry: Mapping[str, Any]) -> Solved:
+    """How a weight was solved anew."""
+    strength, before, after = (float(entry[name]) for name in ("strength", "before", "after"))
+    if not all(map(math.isfinite, (strength, before, after))):
+        raise ValueError(f"{entry!r:.80} has numbers that are not finite")
+    return Solved(strength, before, after, read_texts(entry.get("beside", [])))
 
 
 def read_size(raw: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -81,8 +82,8 @@ def select(graph: DependencyGraph, settings: Settings, scores: Scores, *, compar
         group = partitions[index].group
         selection.skipped.setdefault(group.index, f"must be as wide as {blocked[index]}, which stays whole")
     ties = [_tied_together(graph, [partitions[i] for i in indices], settings) for indices in together]
-    lefts = _lefts(ties, settings, scores, comparable)
-    selection.notes += [*_at_limit(ties, lefts, settings), *_shortfalls(ties, lefts, settings)]
+    lefts = _lefts(graph, ties, settings, scores, comparable)
+    selection.notes += [*_at_limit(ties, lefts, settings), *_shortfalls(graph, ties, lefts, settings)]
     for tied, shares_left in zip(ties, lefts, strict=True):
         for part in tied.partitions:
             group, partition = part.group, part.channels
@@ -126,12 +127,14 @@ def _tied_together(graph: DependencyGraph, partitions: list[Partition], settings
     return _TiedSet(partitions, widths, min(settings.ratio_of(s.group) for s in partitions), most)
 
 
-def _lefts(ties: list[_TiedSet], settings: Settings, scores: Scores, comparable: bool) -> list[int]:
+def _lefts(
+    graph: DependencyGraph, ties: list[_TiedSet], settings: Settings, scores: Scores, comparable: bool
+) -> list[int]:
     """The shares that are left of every tied set."""
     if settings.scope == "local":
         return [b.widths.nearest(b.widths.shares - _floored(b.ratio, b.widths.shares)) for b in ties]
     lefts = [b.widths.shares for b in ties]
-    for ratio, of in _by_ratio(ties).items():
+    for (ratio, _), of in _competing(graph, ties, settings).items():
         own = [[scores[partition.channels] for partition in ties[i].partitions] for i in of]
         target = _floored(ratio, sum(ties[i].channels for i in of))
         for i, gone in zip(of, allotted([ties[i].widths for i in of], own, target, comparable), strict=True):
@@ -139,12 +142,37 @@ def _lefts(ties: list[_TiedSet], settings: Settings, scores: Scores, comparable:
     return lefts
 
 
-def _by_ratio(ties: list[_TiedSet]) -> dict[float, list[int]]:
-    """The places of those that are asked for the same ratio."""
-    found: dict[float, list[int]] = {}
-    for place, tied in enumerate(ties):
-        found.setdefault(tied.ratio, []).append(place)
+def _competing(
+    graph: DependencyGraph, ties: list[_TiedSet], settings: Settings
+) -> dict[tuple[float, frozenset[Any]], list[int]]:
+    """The places of those that lose one ratio together: all that are asked for it, or those of them that are alike."""
+    kinds = _kinds(graph, ties) if settings.scope == "isomorphic" else [frozenset()] * len(ties)
+    found: dict[tuple[float, frozenset[Any]], list[int]] = {}
+    for place, (tied, kind) in enumerate(zip(ties, kinds, strict=True)):
+        found.setdefault((tied.ratio, kind), []).append(place)
     return found
+
+
+def _kinds(graph: DependencyGraph, ties: list[_TiedSet]) -> list[frozenset[Any]]:
+    """What writes and reads the channels of every tied set: which contractions, under which kernels, and their role.
+
+    Widths do not count: the blocks of a network are alike where they are of several widths. After Fang et al.,
+    "Isomorphic Pruning for Vision Models" (2024), who compare the graphs of operators.
+    """
+    of: dict[int, int] = {}
+    for place, tied in enumerate(ties):
+        of.update((int(part.channels[0]), place) for part in tied.partitions)
+    kinds: list[set[Any]] = [{part.group.role for part in tied.partitions} for tied in ties]
+    firsts = np.array(list(of), dtype=np.int64)
+    for node in graph.records[0].nodes:
+        if not node.contracts:
+            continue
+        kernel = next((shape[2:] for shape in node.shapes[1:2]), ())
+        sides = [("reads", o.ids) for o in node.operands] + [("writes", ids) for _, _, ids in node.produced]
+        for side, ids in sides:
+            for root in np.intersect1d(graph.roots[ids], firsts).tolist():
+                kinds[of[root]].add((side, node.op, kernel))
+    return [frozenset(kind) for kind in kinds]
 
 
 def _at_limit(ties: list[_TiedSet], lefts: list[int], settings: Settings) -> Iterator[str]:
@@ -152,7 +180,7 @@ def _at_limit(ties: list[_TiedSet], lefts: list[int], settings: Settings) -> Ite
     names: dict[float, list[str]] = {}
     for tied, left in zip(ties, lefts, strict=True):
         shares = tied.widths.shares
-        wanted = settings.scope == "global" or _floored(tied.ratio, shares) > shares - left
+        wanted = settings.scope != "local" or _floored(tied.ratio, shares) > shares - left
         if tied.most is not None and left == tied.widths.lowest < shares and wanted:
             names.setdefault(tied.most, []).append(tied.partitions[0].group.name)
     for most, layers in names.items():
@@ -160,11 +188,11 @@ def _at_limit(ties: list[_TiedSet], lefts: list[int], settings: Settings) -> Ite
         yield f"as narrow as max_ratio={most:g} lets a layer become: {shown}"
 
 
-def _shortfalls(ties: list[_TiedSet], lefts: list[int], settings: Settings) -> Iterator[str]:
+def _shortfalls(graph: DependencyGraph, ties: list[_TiedSet], lefts: list[int], settings: Settings) -> Iterator[str]:
     """Where all layers together lose less than the ratio. One that was searched for a target is nobody's wish."""
     if settings.scope == "local" or settings.target is not None:
         return
-    for ratio, of in _by_ratio(ties).items():
+    for (ratio, _), of in _competing(graph, ties, settings).items():
         there = sum(ties[i].channels for i in of)
         gone = there - sum(lefts[i] * ties[i].widths.size for i in of)
         asked = _floored(ratio, there)

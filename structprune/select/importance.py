@@ -9,31 +9,27 @@ from torch import nn
 
 from structprune.errors import ModelError
 from structprune.inputs import Invocations
-from structprune.ir.registry import Registry
 from structprune.meta.replica import named_tensors
 from structprune.select.error import PredictedError
-from structprune.select.options import Importance
+from structprune.select.options import Importance, Settings
 from structprune.select.scores import NO_VALUES, Norms, Random, Ranking, Scored
 
 
 def ranking_of(
-    importance: Importance,
-    model: nn.Module,
-    weights: Mapping[str, torch.Tensor],
-    examples: Callable[[], Invocations],
-    rules: Registry | None = None,
+    settings: Settings, model: nn.Module, weights: Mapping[str, torch.Tensor], examples: Callable[[], Invocations]
 ) -> Ranking:
     """The ranking that was asked for.
 
     Args:
-        importance: A name, an object of ``torch_pruning.importance``, or a function of a group.
+        settings: What is asked for: a criterion by name, an object of ``torch_pruning.importance``, or a function of a
+            group; batches to measure with; rules.
         model: The user's model: criteria of torch-pruning read its modules, and the gradients there.
         weights: The values of its parameters and buffers by name.
         examples: Gives the calls that the model is traced with.
-        rules: What is known of operators, if it is more than structprune knows.
     """
+    importance = settings.importance
     if importance == "error":
-        return PredictedError(model, examples, rules, Norms(weights))
+        return PredictedError(model, examples, settings.rules, Norms(weights), settings.calibrate)
     if isinstance(importance, str):
         return Random() if importance == "random" else Norms(weights, 1 if importance == "l1" else 2)
     from structprune.select.criteria import TorchPruning, is_of_torch_pruning

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 from typing_extensions import TypedDict
 
+from structprune.compat import NormWithStatistics
 from structprune.errors import OptionError, described, nearest
 from structprune.ir.registry import Registry
 from structprune.measure.runner import LatencyOptions, read_setting
 from structprune.select.patterns import Names, matches
 from structprune.tracing.groups import DependencyGraph, Group
+from structprune.tracing.session import has_values
 
 Pattern = str | nn.Module | torch.Tensor
 # The keys are patterns, of any of their kinds.
@@ -29,9 +31,9 @@ Granularity = Literal["filter", "channel"]
 TARGETS = ("macs", "params", "latency", "speedup")
 _GRANULARITIES = ("filter", "channel")
 IMPORTANCES = ("l2", "l1", "error", "random")
-_SCOPES = ("local", "global")
+_SCOPES = ("local", "isomorphic", "global")
 # With one ratio for all layers together, no layer collapses.
-_MOST = {"global": 0.9}
+_MOST = {"global": 0.9, "isomorphic": 0.9}
 # What other libraries call it.
 _ELSEWHERE = {
     **dict.fromkeys(("pruning_ratio", "ch_sparsity", "sparsity", "amount", "prune_ratio"), "ratio"),
@@ -69,22 +71,28 @@ class PruningOptions(TypedDict, total=False):
             device.
         speedup: In place of ``ratio``: the factor, above 1, by which to become faster, measured on the device.
         measure: How ``latency`` and ``speedup`` are measured, see ``LatencyOptions`` (default: as ``compare``).
-        importance: ``"l2"`` (default) or ``"l1"``: rank channels by the norm of the filters that produce
-            them; ``"error"``: by the predicted error of the output, without data, see ``docs/criteria.md``;
-            ``"random"``: by PyTorch's random numbers; an object of ``torch_pruning.importance``; a
-            function of a ``Group`` that returns a score for each of its ``channels``; or one of the whole graph,
-            see ``structprune.rules.over_graph``.
-        scope: ``"local"`` (default): the ratio holds in every layer. ``"global"``: it holds for all layers
-            together, and those whose channels matter less, beside the mean of their layer, lose more.
+        importance: ``"l2"`` or ``"l1"``: rank channels by the norm of the filters that produce them; ``"error"``: by
+            the predicted error of the output, without data, see ``docs/criteria.md``; ``"random"``: by PyTorch's
+            random numbers; an object of ``torch_pruning.importance``; a function of a ``Group`` that returns a score
+            for each of its ``channels``; or one of the whole graph, see ``structprune.rules.over_graph`` (default:
+            ``"l2"`` with a ratio; ``"error"`` with a target, if the model has its weights, and with ``calibrate``).
+        scope: ``"local"``: the ratio holds in every layer. ``"global"``: it holds for all layers together, and those
+            whose channels matter less lose more: by ``"error"`` itself, by other scores beside the mean of their layer.
+            ``"isomorphic"``: for all layers together that are read and written alike, such as the first convolutions of
+            all blocks (default: ``"global"`` where ``"error"`` meets a target, else ``"local"``).
         max_ratio: The largest share of its channels that any layer may lose, in (0, 1], or a dict from pattern to
             share, of which a layer takes the first that matches: layers keep at least one channel in any case (default:
-            0.9 with ``scope="global"``, where others give what a layer at this limit cannot; else none).
+            0.9 where layers lose a ratio together, and others give what one at this limit cannot; else none).
         uniform: Whether layers that repeat, such as the MLPs of a transformer's blocks, keep one width, as
             a configuration needs that holds one number for all (default: False).
         compensate: ``True``: add what the removed channels gave on average to the biases and running means of the
             layers that read them, computed from batch-norm statistics, without data. A list, or another
             iterable, of a few batches (each as ``example_inputs``; all are held): computed from those, in any network
-            (default: False).
+            (default: True with a target, if the model has its weights and batch norms; else False).
+        calibrate: A list, or another iterable, of batches (each as ``example_inputs``, all of the same shapes; all are
+            held): channels are chosen by the error that is left once the weights that read them are fitted anew to
+            what the dense network gives for these batches, and the weights are so fitted. Some hundred samples
+            are enough; labels are not needed (default: none, no data).
         round_to: Widths that are left. ``"auto"`` (default): a width that is a multiple of 8 and at least 64
             stays a multiple of 8; an int: every width becomes a multiple of it where it can; 1: off.
         ignore: Modules or parameters whose channels stay: patterns of their names, or the objects (default: none).
@@ -100,10 +108,11 @@ class PruningOptions(TypedDict, total=False):
     speedup: float
     measure: LatencyOptions
     importance: Importance
-    scope: Literal["local", "global"]
+    scope: Literal["local", "isomorphic", "global"]
     max_ratio: float | Mapping[Any, float]
     uniform: bool
     compensate: bool | Iterable[Any]
+    calibrate: Iterable[Any]
     round_to: int | Literal["auto"]
     ignore: Pattern | Sequence[Pattern]
     keep_representation: bool
@@ -144,6 +153,7 @@ class Settings:
     keep_representation: bool = True
     allow_untraced: bool = False
     compensate: bool | tuple[Any, ...] = False
+    calibrate: tuple[Any, ...] = ()
     target: Target | None = None
     finer: tuple[int, float] | None = None
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -187,12 +197,20 @@ def read_settings(ratio: Any, granularity: Any, model: nn.Module, options: Mappi
             hint = f", did you mean {meant}?" if meant else nearest(name, known)
             raise OptionError(f"There is no option {name!r}{hint} The options are {', '.join(sorted(known))}.")
     names = Names(model)
-    scope = _one_of("scope", options.get("scope", "local"), _SCOPES)
     target = _read_target(ratio, options)
+    calibrate = _read_batches("calibrate", options["calibrate"], "") if "calibrate" in options else ()
+    if calibrate and options.get("compensate"):
+        raise OptionError("calibrate makes up for what is removed, as compensate does: give one of them.")
+    # A ratio says what every layer loses, by magnitude, as the paper has it. A target leaves that to us: predicted
+    # errors can be compared between layers. They are of runs of the network, which takes its weights.
+    ours = bool(calibrate) or (target is not None and has_values(model))
+    importance = _read_importance(options.get("importance", "error" if ours else "l2"))
+    scope = _one_of("scope", options.get("scope", "global" if target and importance == "error" else "local"), _SCOPES)
+    makes_up = ours and not calibrate and any(isinstance(m, NormWithStatistics) for m in model.modules())
     return Settings(
         ratio=0.5 if target else _read_ratio(ratio, names),
         granularity=_one_of("granularity", granularity, _GRANULARITIES),
-        importance=_read_importance(options.get("importance", "l2")),
+        importance=importance,
         scope=scope,
         max_ratio=_read_max_ratio(options["max_ratio"], names) if "max_ratio" in options else _MOST.get(scope),
         uniform=bool(options.get("uniform", False)),
@@ -200,7 +218,8 @@ def read_settings(ratio: Any, granularity: Any, model: nn.Module, options: Mappi
         ignore=tuple(names.listed("ignore", options.get("ignore", ()))),
         keep_representation=bool(options.get("keep_representation", True)),
         allow_untraced=bool(options.get("allow_untraced", False)),
-        compensate=_read_compensate(options.get("compensate", False)),
+        compensate=_read_compensate(options.get("compensate", makes_up)),
+        calibrate=calibrate,
         target=target,
         rules=read_rules(options.get("rules")),
     )
@@ -258,15 +277,18 @@ _NO_BATCHES = (str, bytes, torch.Tensor, np.ndarray, nn.Module, Mapping)
 def _read_compensate(compensate: Any) -> bool | tuple[Any, ...]:
     if isinstance(compensate, bool):
         return compensate
-    said = repr(type(compensate).__name__)
-    if isinstance(compensate, Iterable) and not isinstance(compensate, _NO_BATCHES):
-        batches = tuple(compensate)
+    return _read_batches("compensate", compensate, "True (from batch-norm statistics), or ")
+
+
+def _read_batches(option: str, given: Any, otherwise: str) -> tuple[Any, ...]:
+    said = repr(type(given).__name__)
+    if isinstance(given, Iterable) and not isinstance(given, _NO_BATCHES):
+        batches = tuple(given)
         if batches:
             return batches
-        said = f"an empty {type(compensate).__name__}"
+        said = f"an empty {type(given).__name__}"
     raise OptionError(
-        f"compensate is {said}; expected True (from batch-norm statistics), or batches in a list or another iterable, "
-        "each as example_inputs."
+        f"{option} is {said}; expected {otherwise}batches in a list or another iterable, each as example_inputs."
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from structprune.ir.slices import Ids, Mask, Vector
 from structprune.tracing.groups import DependencyGraph
@@ -29,6 +30,23 @@ class AttributeChange:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """How a weight that reads removed channels was solved anew.
+
+    Attributes:
+        strength: How strongly it was held near to the weight before, in units of its inputs' mean variance.
+        before: The error of the weight before on rows that were held out, as a share of the outputs' variance.
+        after: That of the new one.
+        beside: The bias or batch-norm statistics that were set with it.
+    """
+
+    strength: float
+    before: float
+    after: float
+    beside: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Cut:
     """The indices that stay, by tensor and dimension (only those that lose any), and what changes besides.
@@ -39,6 +57,7 @@ class Cut:
         scales: What vectors are multiplied with, likewise.
         row_scales: What the rows of a tensor (along its first dimension) are multiplied with in the end, an entry for
             each that is left, so that a number which the code computes from a width makes no difference.
+        values: Tensors that get other values, as they are in the end.
     """
 
     kept: Mapping[str, Mapping[int, Ids]]
@@ -46,11 +65,12 @@ class Cut:
     shifts: Mapping[str, Vector] = field(default_factory=dict)
     scales: Mapping[str, Vector] = field(default_factory=dict)
     row_scales: Mapping[str, Vector] = field(default_factory=dict)
+    values: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def changed(self) -> list[str]:
         """The tensors that do not stay as they are."""
-        return list(dict.fromkeys((*self.kept, *self.shifts, *self.scales, *self.row_scales)))
+        return list(dict.fromkeys((*self.kept, *self.shifts, *self.scales, *self.row_scales, *self.values)))
 
 
 def kept_indices(graph: DependencyGraph, present: Mask) -> dict[str, dict[int, Ids]]:

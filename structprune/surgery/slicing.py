@@ -25,6 +25,8 @@ _NO_CUT: Mapping[int, Ids] = {}
 
 def cut_values(name: str, tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
     """What a tensor holds after a cut."""
+    if name in cut.values:
+        return cut.values[name].to(tensor, copy=True)
     values = sliced(tensor, cut.kept.get(name, _NO_CUT))
     if name in cut.scales:
         values.mul_(torch.from_numpy(cut.scales[name]).to(values))

@@ -93,9 +93,9 @@ def verify_cut(plan: Plan, model: nn.Module, pruned: nn.Module | None, verify: V
     why = _why_not(plan) if verify == "auto" else ""
     if not why:
         try:
-            if pruned is None or plan.shifts or plan.scales:
+            if pruned is None or plan.shifts or plan.scales or plan.values:
                 # What makes up for removed channels is no part of the masked network.
-                pruned = cut_copy(model, replace(plan.cut, shifts={}, scales={}))
+                pruned = cut_copy(model, replace(plan.cut, shifts={}, scales={}, values={}))
             _check_with_any(plan, model, pruned, example_inputs, spares=verify == "auto")
             return ""
         except CannotCompareError as error:

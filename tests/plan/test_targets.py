@@ -41,10 +41,28 @@ def test_a_target_is_met_on_the_safe_side(quantity: str, share: float, round_to:
 
 def test_layers_of_one_width_shrink_one_after_the_other() -> None:
     model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(9)))
-    plan = structprune.plan_pruning(model, params=0.8, round_to=4, example_inputs=torch.zeros(2, 16))
+    plan = structprune.plan_pruning(model, params=0.8, scope="local", round_to=4, example_inputs=torch.zeros(2, 16))
     # One more layer of 16 would be more than 0.8, and with all of them at 12 there would be 0.66.
     assert [16 - g.removed for g in plan.groups] == [12] * 5 + [16] * 4
     assert 0.75 < plan.params[1] / plan.params[0] <= 0.8
+
+
+def test_a_target_takes_what_keeps_most_unless_told_otherwise() -> None:
+    asked = {"example_inputs": IMAGE, "round_to": 1}
+    plan = structprune.plan_pruning(TinyResNet().eval(), macs=0.8, **asked)  # type: ignore[arg-type]
+    took = {name: plan.settings[name] for name in ("importance", "scope", "compensate", "max_ratio")}
+    assert took == {"importance": "error", "scope": "global", "compensate": True, "max_ratio": 0.9} and plan.shifts
+    bare = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    # No batch norms to compensate by; no weights to predict errors by; a criterion of one's own; a ratio.
+    for model, options, expected in (
+        (bare, {"macs": 0.8}, ("error", "global", False)),
+        (chain(16, 16).to("meta"), {"macs": 0.8, "importance": "random"}, ("random", "local", False)),
+        (chain(16, 16), {"macs": 0.8, "importance": "l1"}, ("l1", "local", True)),
+        (chain(16, 16), {"macs": 0.8, "compensate": False, "scope": "local"}, ("error", "local", False)),
+        (chain(16, 16), {"ratio": 0.2}, ("l2", "local", False)),
+    ):
+        plan = structprune.plan_pruning(model.eval(), **asked, **options)  # type: ignore[arg-type]
+        assert tuple(plan.settings[name] for name in ("importance", "scope", "compensate")) == expected
 
 
 def test_every_step_is_logged(caplog: pytest.LogCaptureFixture) -> None:

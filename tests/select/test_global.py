@@ -75,3 +75,19 @@ def test_global_with_scores_below_zero(shift: float) -> None:
     removed = {g.name: g.removed for g in plan.groups}
     assert removed["0.weight"] > removed["3.weight"]
     assert all(0 <= g.score_removed <= 1 for g in plan.groups)
+
+
+def test_isomorphic_lets_alike_layers_compete() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(),
+        nn.Conv2d(32, 32, 1), nn.ReLU(), nn.Conv2d(32, 8, 3),
+    )  # fmt: skip
+    with torch.no_grad():
+        model[0].weight[:2].mul_(1e-3)  # of the two that a kernel of three writes and one of one reads
+        model[4].weight[:22].mul_(1e-3)
+    plan = structprune.plan_pruning(model, 0.5, scope="isomorphic", round_to=1, example_inputs=IMAGE)
+    lost = {g.name: g.removed for g in plan.groups}
+    assert lost["0.weight"] + lost["4.weight"] == 24 and lost["2.weight"] == 8 and not lost["6.weight"]
+    assert lost["4.weight"] >= 22
+    assert plan.settings["scope"] == "isomorphic" and plan.settings["max_ratio"] == 0.9
