@@ -155,7 +155,7 @@ def from_batches(
     """What a network gives for batches, with the second moments of what the wanted contractions read.
 
     Raises:
-        InputError: It does not run with a batch.
+        InputError: It does not run with a batch, or what it computes is not finite.
     """
     statistics = Statistics()
     for number, batch in enumerate(batches, 1):
@@ -169,6 +169,10 @@ def from_batches(
                 f"calibrate: {type(model).__name__} does not run with batch {number}, "
                 f"{', '.join(map(str, calls))}: {brief(error)}"
             ) from error
+    for index, moments in statistics.moments.items():
+        if not torch.isfinite(torch.as_tensor(moments.second)).all():
+            node = statistics.record.nodes[index]
+            raise InputError(f"calibrate: what {node.where} reads is not finite with these batches.")
     return statistics
 
 

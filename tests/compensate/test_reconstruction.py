@@ -11,7 +11,8 @@ from torch import nn
 
 import structprune
 from structprune import InputError, OptionError, Plan
-from structprune.compensate.reconstruction import fitted
+from structprune.compensate.ridge import fitted
+from structprune.compensate.targets import Targets
 from tests.compensate.test_compensation import statistics_set
 from tests.support.small import IMAGE, TinyResNet, chain
 
@@ -202,3 +203,34 @@ def test_batches_that_will_not_do(given: Any, error_type: type[Exception], says:
 def test_one_way_of_making_up_for_what_goes() -> None:
     with pytest.raises(OptionError, match="calibrate makes up for what is removed, as compensate does: give one"):
         structprune.plan_pruning(chain(8, 8), 0.5, calibrate=batches(2, 3, 8, 8), compensate=True, example_inputs=IMAGE)
+
+
+class Residual(nn.Module):
+    """Two branches that are added to a stream, halved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, 24)
+        self.up, self.down = (
+            nn.ModuleList(nn.Linear(24, 48) for _ in range(2)),
+            nn.ModuleList(nn.Linear(48, 24) for _ in range(2)),
+        )
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + 0.5 * down(up(x).relu())
+        return self.head(x)
+
+
+def test_a_stream_is_mended_where_a_branch_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, (data, fresh) = Residual().eval(), batches(400, 3, 6)
+    options: dict[str, Any] = {"calibrate": [data], "example_inputs": data[:1], **FREE}
+    mended = structprune.prune_model(model, {"up.0": 0.75, "up.1": 0.25}, **options)
+    kept: list[Any] = []
+    monkeypatch.setattr(Targets, "_add_stream", lambda *given: kept.append(given))
+    alone = structprune.prune_model(model, {"up.0": 0.75, "up.1": 0.25}, **options)
+    assert len(kept) == 4
+    assert error(mended, model, fresh) < 0.9 * error(alone, model, fresh)

@@ -1,0 +1,168 @@
+"""What contractions that will lose inputs give in the dense network, and what that is added to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from structprune.compensate.lanes import of_all, run_on_all
+from structprune.compensate.moments import running_statistics
+from structprune.ir.operators import Operator
+from structprune.ir.record import Node
+from structprune.ir.slices import Coupling, Ids, Labels, SliceSpace
+from structprune.ir.tensors import memory_of, tensors_among
+from structprune.ops.rows import Rows
+from structprune.plan.plan import Plan
+from structprune.select.statistics import MOST_ENTRIES, picked
+from structprune.verify.planned import Planned
+
+# Rows that a layer is fitted to: at least this many, and so many times as its inputs are wide.
+_ROWS, _ROWS_PER_ENTRY = 8192, 6
+# The share of a power that rounding may take for more than a factor and an offset.
+_AFFINE = 1e-4
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What the output of a contraction is added to in the dense network.
+
+    Attributes:
+        source: The node that made it, and which of its outputs it is.
+        rows: Its values where the outputs were looked at.
+        slope: What the outputs are multiplied with on the way to the sum.
+    """
+
+    source: tuple[int, int]
+    rows: torch.Tensor
+    slope: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a contraction that lost inputs gives in the dense network.
+
+    Attributes:
+        how: How it is a matrix product.
+        picked: The rows that were looked at, of every batch.
+        place: Where they are in an output.
+        shape: Of the outputs of a batch.
+        stays: The outputs that stay.
+        outputs: Of all batches one after the other: ``(rows, outputs that stay)``.
+        stream: What they are added to, if that was there before.
+    """
+
+    how: Rows
+    picked: torch.Tensor
+    place: tuple[Any, ...]
+    shape: tuple[int, ...]
+    stays: torch.Tensor
+    outputs: torch.Tensor
+    stream: Stream | None = None
+
+    def rows_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The rows of a tensor of all batches, where the outputs were looked at."""
+        return torch.cat([self.how.outputs(own, self.place) for own in of_all(tensor)]).detach().float()
+
+
+class Targets(Planned):
+    """Runs the dense network on all batches, and keeps what contractions give that will lose inputs.
+
+    Attributes:
+        found: By node.
+        statistics: By batch norm: which of its tensors are the running mean and variance.
+        channels: By node of ``found``: the labels of its outputs.
+        skipped: Why contractions that lose inputs are not solved.
+    """
+
+    def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan) -> None:
+        super().__init__(space, coupling, plan, run_on_all)
+        self.found: dict[int, Target] = {}
+        self.statistics: dict[int, tuple[int, int]] = {}
+        self.channels: dict[int, Ids] = {}
+        self.skipped: list[str] = []
+        self._read: dict[int, list[int]] = {}
+        # Which contraction a node's output derives from by itself.
+        self._flows: dict[int, int] = {}
+        self._call: tuple[Operator, Sequence[Any], dict[str, Any]]
+
+    def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run the operator on all batches."""
+        self._call = op, args, kwargs
+        if op.spec.normalises:
+            found = running_statistics(op.arguments(args, kwargs))
+            if found is not None:
+                self.statistics[node.index] = found
+        self._meet(node, op, tensors_among((*args, *kwargs.values())))
+        return super().run(node, op, args, kwargs)
+
+    def _meet(self, node: Node, op: Operator, tensors: list[torch.Tensor]) -> None:
+        """Follow what contractions give to where it is added to a residual stream."""
+        given = [(s, t) for s, t in zip(node.sources, tensors, strict=True) if not self.record.nodes[s[0]].parametric]
+        flows = [self._flows.get(source) for (source, _), _ in given]
+        if len(given) == 1 and flows[0] is not None and not node.contracts:
+            self._flows[node.index] = flows[0]
+        if len(given) == 2 and op.name == "aten::add" and dict(node.unchanging).get("alpha", 1) == 1:
+            self._add_stream(flows[0], given[0][1], *given[1])
+            self._add_stream(flows[1], given[1][1], *given[0])
+
+    def _add_stream(self, reader: int | None, own: torch.Tensor, source: tuple[int, int], stream: torch.Tensor) -> None:
+        """Keep what a contraction's output is added to, if that was there before it, and lies in the same order."""
+        if reader not in self.found or source[0] >= reader or self.record.nodes[source[0]].is_leaf:
+            return
+        target = self.found[reader]
+        # Of a matrix product the samples may lie in several dimensions by then.
+        shape = own.shape if len(target.shape) > 2 else (own.numel() // own.shape[-1], own.shape[-1])
+        if own.shape != stream.shape or tuple(shape) != target.shape:
+            return
+        slope = _slope(target.outputs, target.rows_of(own)[:, target.stays])
+        if slope is not None:
+            rows = target.rows_of(stream)[:, target.stays]
+            self.found[reader] = replace(target, stream=Stream(source, rows, slope))
+
+    def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
+        """Keep what a contraction gives, if it loses inputs."""
+        op, args, kwargs = self._call
+        rows = op.spec.rows
+        read = [o for o in node.operands if not self.record.nodes[node.sources[o.position][0]].parametric]
+        if not (node.contracts and node.produced and len(read) == 1) or not self.gone(read[0].ids).any():
+            return labels
+        arguments = op.arguments(args, kwargs)
+        tensors = tensors_among((*args, *kwargs.values()))
+        if rows is None or arguments[rows.activation] is not tensors[read[0].position] or not rows.count(arguments):
+            self.skipped.append("it is no plain matrix product or convolution")
+            return labels
+        groups, _, entries = rows.matrix(arguments).shape
+        gone = self.gone(read[0].ids).reshape(groups, -1)
+        if gone.all(1).any():
+            return labels  # depthwise: its outputs go too
+        memory = memory_of(arguments[rows.weight])
+        self._read.setdefault(memory, []).append(node.index)
+        if len(self._read[memory]) > 1:
+            # Fitted to one of its uses, a weight would not fit the others.
+            first = self.found.pop(self._read[memory][0], None)
+            self.skipped += ["its weight is read more than once"] * (1 if first is None else 2)
+            return labels
+        if entries > MOST_ENTRIES:
+            self.skipped.append(f"it reads more than {MOST_ENTRIES:,} entries")
+            return labels
+        _, _, produced = node.produced[0]
+        most = max(_ROWS, _ROWS_PER_ENTRY * entries) // len(of_all(out)) + 1
+        index = picked(rows.count(arguments), most, node.index).to(out.device)
+        stays = torch.from_numpy(np.flatnonzero(~self.gone(produced))).to(out.device)
+        target = Target(rows, index, rows.place(arguments, index), tuple(out.shape), stays, torch.zeros(0))
+        self.found[node.index] = replace(target, outputs=target.rows_of(out)[:, stays])
+        self.channels[node.index] = produced
+        self._flows[node.index] = node.index
+        return labels
+
+
+def _slope(outputs: torch.Tensor, later: torch.Tensor) -> torch.Tensor | None:
+    """What outputs are multiplied with, channel by channel, to give these but for an offset; ``None``: it is not so."""
+    x, y = (t - t.mean(0) for t in (outputs, later))
+    slope = (x * y).sum(0) / x.square().sum(0).clamp(min=1e-20)
+    wrong = (y - slope * x).square().sum()
+    return slope if wrong <= _AFFINE * y.square().sum() else None
