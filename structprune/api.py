@@ -65,7 +65,7 @@ def prune_model(
             - ``macs``, ``params``: what to keep in place of ``ratio``, as a share or a number.
             - ``latency``, ``speedup``: the same as a share or factor of the time, measured on the device.
             - ``measure``: how they are measured, as ``LatencyOptions`` has it.
-            - ``importance``: ``"l2"``, ``"l1"``, ``"error"``, ``"random"``, torch-pruning's, a function of a group.
+            - ``importance``: ``"l2"``, ``"l1"``, ``"group"``, ``"error"``, ``"random"``, or a function of a group.
             - ``scope``: the ratio in every layer (``"local"``), over all (``"global"``), or over those that are alike.
             - ``max_ratio``: the largest share that any layer may lose, one for all or by pattern.
             - ``uniform``: whether layers that repeat keep one width.

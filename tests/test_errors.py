@@ -50,7 +50,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"granularity": 3}, "granularity is 3. Expected 'filter' or 'channel'"),
     ({"importance": "l3"}, "importance is 'l3', did you mean 'l2'"),
     ({"importance": torch_pruning.importance.RandomImportance}, "the class RandomImportance; expected an object of it"),
-    ({"importance": 3}, "importance is 3. Expected 'l2', 'l1', 'error', 'random', an object of torch_pruning"),
+    ({"importance": 3}, "importance is 3. Expected 'l2', 'l1', 'group', 'error', 'random', an object of torch_pruning"),
     ({"importance": lambda group: None}, "importance=<lambda> returned None for the group"),
     (
         {"importance": lambda group: [1.0]},

@@ -12,7 +12,7 @@ from structprune.inputs import Invocations
 from structprune.meta.replica import named_tensors
 from structprune.select.error import PredictedError
 from structprune.select.options import Importance, Settings
-from structprune.select.scores import NO_VALUES, Norms, Random, Ranking, Scored
+from structprune.select.scores import NO_VALUES, GroupNorms, Norms, Random, Ranking, Scored
 
 
 def ranking_of(
@@ -30,6 +30,9 @@ def ranking_of(
     importance = settings.importance
     if importance == "error":
         return PredictedError(model, examples, settings.rules, Norms(weights), settings.calibrate)
+    if importance == "group":
+        # Running statistics are no weights.
+        return GroupNorms({name: weights[name] for name, _ in model.named_parameters() if name in weights})
     if isinstance(importance, str):
         return Random() if importance == "random" else Norms(weights, 1 if importance == "l1" else 2)
     from structprune.select.criteria import TorchPruning, is_of_torch_pruning

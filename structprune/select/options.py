@@ -26,11 +26,11 @@ Pattern = str | nn.Module | torch.Tensor
 Ratio = float | Mapping[Any, float]
 Criterion = Callable[[Group], Any]
 CriterionOverGraph = Callable[[DependencyGraph], Sequence[Any]]
-Importance = Literal["l2", "l1", "error", "random"] | Criterion | CriterionOverGraph
+Importance = Literal["l2", "l1", "group", "error", "random"] | Criterion | CriterionOverGraph
 Granularity = Literal["filter", "channel"]
 TARGETS = ("macs", "params", "latency", "speedup")
 _GRANULARITIES = ("filter", "channel")
-IMPORTANCES = ("l2", "l1", "error", "random")
+IMPORTANCES = ("l2", "l1", "group", "error", "random")
 _SCOPES = ("local", "isomorphic", "global")
 # With one ratio for all layers together, no layer collapses.
 _MOST = {"global": 0.9, "isomorphic": 0.9}
@@ -71,11 +71,12 @@ class PruningOptions(TypedDict, total=False):
             device.
         speedup: In place of ``ratio``: the factor, above 1, by which to become faster, measured on the device.
         measure: How ``latency`` and ``speedup`` are measured, see ``LatencyOptions`` (default: as ``compare``).
-        importance: ``"l2"`` or ``"l1"``: rank channels by the norm of the filters that produce them; ``"error"``: by
-            the predicted error of the output, without data, see ``docs/criteria.md``; ``"random"``: by PyTorch's
-            random numbers; an object of ``torch_pruning.importance``; a function of a ``Group`` that returns a score
-            for each of its ``channels``; or one of the whole graph, see ``structprune.rules.over_graph`` (default:
-            ``"l2"`` with a ratio; ``"error"`` with a target, if the model has its weights, and with ``calibrate``).
+        importance: ``"l2"`` or ``"l1"``: rank channels by the norm of the filters that produce them; ``"group"``: by
+            the norm of all that leaves with them; ``"error"``: by the predicted error of the output, without data, see
+            ``docs/criteria.md``; ``"random"``: by PyTorch's random numbers; an object of ``torch_pruning.importance``;
+            a function of a ``Group`` that returns a score for each of its ``channels``; or one of the whole graph, see
+            ``structprune.rules.over_graph`` (default: ``"l2"`` with a ratio; ``"error"`` with a target, if the model
+            has its weights, and with ``calibrate``).
         scope: ``"local"``: the ratio holds in every layer. ``"global"``: it holds for all layers together, and those
             whose channels matter less lose more: by ``"error"`` itself, by other scores beside the mean of their layer.
             ``"isomorphic"``: for all layers together that are read and written alike, such as the first convolutions of

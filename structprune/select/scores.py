@@ -100,6 +100,48 @@ class Norms:
         return self._known[key]
 
 
+class GroupNorms:
+    """The L2 norm of all weights that leave with a channel: filters, scales and biases, and what reads it.
+
+    Beside the mean of their layer, as scores are held against each other, this is the group magnitude of Fang et al.,
+    "DepGraph: Towards Any Structural Pruning" (2023).
+
+    Args:
+        weights: The values of the network's parameters by name; read one at a time.
+    """
+
+    comparable = False
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self.notes: list[str] = []
+        self._tensors = weights
+        self._known: dict[tuple[str, int], Scores] = {}
+
+    def scores(self, graph: DependencyGraph, groups: Iterable[Group]) -> Scores:
+        """The norm of everything that leaves with every channel.
+
+        Raises:
+            ModelError: The weights are on the meta device.
+        """
+        asked = np.zeros(graph.space.size, dtype=bool)
+        for group in groups:
+            asked[group.channels] = True
+        squares = np.zeros(graph.space.size)
+        for axis in graph.space.axes:
+            roots = graph.roots[axis.ids]
+            if axis.tensor in self._tensors and asked[roots].any():
+                np.add.at(squares, roots, self._of(axis.tensor, axis.dim) ** 2)
+        return np.sqrt(squares)
+
+    def _of(self, name: str, dim: int) -> Scores:
+        if (name, dim) not in self._known:
+            weight = self._tensors[name]
+            if weight.is_meta:
+                raise ModelError(NO_VALUES.format(name))
+            self._known[name, dim] = _norms(weight, dim, 2)
+        return self._known[name, dim]
+
+
 class Random:
     """The same random score for a slice in every graph of a plan; ``torch.manual_seed`` decides which."""
 

@@ -23,6 +23,7 @@ WITHOUT_DATA: dict[str, dict[str, Any]] = {
     "error, local": {"importance": "error", "scope": "local"},
     "l2, local": {"importance": "l2", "scope": "local", "compensate": False},
     "l2, local, compensate": {"importance": "l2", "scope": "local", "compensate": True},
+    "group, global": {"importance": "group", "scope": "global", "compensate": False},
     "l2, global": {"importance": "l2", "scope": "global", "compensate": False},
 }
 WITH_DATA: dict[str, dict[str, Any]] = {

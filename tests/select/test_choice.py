@@ -101,3 +101,22 @@ def test_granularities() -> None:
     assert (filters.block1.conv1.out_channels, filters.block1.conv3.out_channels) == (8, 64)
     assert (channels.block1.conv1.out_channels, channels.block1.conv3.out_channels) == (8, 32)
     assert channels.fc.in_features == 32
+
+
+def test_group_counts_all_that_leaves_with_a_channel() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3)).eval()
+    nn.init.normal_(model[1].weight)
+    nn.init.normal_(model[1].bias)
+    first, norm, second = model[0], model[1], model[3]
+    squares = first.weight.square().sum((1, 2, 3)) + first.bias.square() + norm.weight.square() + norm.bias.square()
+    squares = (squares + second.weight.square().sum((0, 2, 3))).detach()
+    model[1].running_var.fill_(1e6)  # no weight
+    free: dict[str, Any] = {"round_to": 1, "keep_representation": False}
+    plan = structprune.plan_pruning(model, {"0": 0.5}, importance="group", example_inputs=IMAGE, **free)
+    assert plan.kept["0.weight"][0] == tuple(sorted(squares.argsort()[3:].tolist()))
+    lost = squares.sqrt().sort().values
+    (share,) = (g.score_removed for g in plan.groups if g.removed)
+    assert share == pytest.approx(float(lost[:3].sum() / lost.sum()), abs=1e-5)
+    with pytest.raises(structprune.ModelError, match="is on the meta device and has no values to rank"):
+        structprune.plan_pruning(model.to("meta"), {"0": 0.5}, importance="group", example_inputs=IMAGE, **free)
