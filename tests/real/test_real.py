@@ -26,6 +26,11 @@ def test_what_a_trained_network_knows_is_kept_best_by_calibration() -> None:
     assert 1.5 * loss["calibrate"] < loss["default"] < 0.7 * loss["l2, local"]
 
 
+def test_the_page_is_what_the_stored_results_say() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    assert page(Results(docs / "figures" / "quality.json")) == (docs / "quality.md").read_text()
+
+
 def _record(losses: list[float], data: bool = False) -> dict[str, Any]:
     return {
         "data": data,
