@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from structprune.compensate.compensation import check_compensable, compensated
+from structprune.compensate.lanes import together
 from structprune.compensate.reconstruction import reconstructed
 from structprune.meta.forward import collection_paused
 from structprune.plan.plan import Plan
@@ -42,7 +43,10 @@ def _made(model: nn.Module, weights: Mapping[str, torch.Tensor], settings: Setti
     # Before the trace, which takes a while.
     check_values(settings.importance, model, weights)
     if settings.compensate or settings.calibrate:
-        check_compensable(model)
+        check_compensable(model, "calibrate" if settings.calibrate else "compensate")
+    if settings.calibrate:
+        together(settings.calibrate)  # planning takes a while
+        example_inputs = settings.calibrate[0] if example_inputs is None else example_inputs
     cost = cost_of(settings.target, model, example_inputs) if settings.target else None
     planner = Planner(model, weights, settings, example_inputs)
     if settings.target is None or cost is None:

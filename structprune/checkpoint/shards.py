@@ -16,7 +16,7 @@ from structprune.checkpoint.contents import KEYS, PLAN, packed_plan
 from structprune.checkpoint.names import Names, check_shapes, own_states, same_kind
 from structprune.checkpoint.reading import TensorFiles
 from structprune.checkpoint.writing import Entry, in_place_of, write_tensors
-from structprune.errors import CheckpointError
+from structprune.errors import CheckpointError, OptionError
 from structprune.meta.replica import held_tensors
 from structprune.plan.plan import Plan
 from structprune.planning import make_plan
@@ -71,7 +71,15 @@ def prune_checkpoint(
     states = {f"{path}._extra_state" if path else "_extra_state" for path in own_states(model)}
     meant = names.match((name for name in files if name not in states), files.path)
     _check_dense(files, meant, names)
-    settings = read_settings(ratio, granularity, model, options)
+    # What runs the network, to predict errors or to make up for means, has not these weights: they are in the files.
+    running = [name for name in ("compensate", "calibrate") if options.get(name)]
+    running += ["importance='error'"] if options.get("importance") == "error" else []
+    if running:
+        raise OptionError(
+            f"{' and '.join(running)}: the network would have to run with the weights of the files, and those are read "
+            "one at a time. Load the model, and use prune_model."
+        )
+    settings = read_settings(ratio, granularity, model, {"importance": "l2", "compensate": False, **options})
     plan = make_plan(model, _Weights(files, meant, held_tensors(model)), settings, example_inputs)
     with in_place_of(folder) as partial:
         partial.mkdir()

@@ -34,14 +34,14 @@ _UNKNOWN = "without a batch norm before them the means are not known; a list of 
 _NOWHERE = "there is no bias of their own, or batch norm right after, to add them to"
 
 
-def check_compensable(model: nn.Module) -> None:
+def check_compensable(model: nn.Module, option: str = "compensate") -> None:
     """Refuse a model whose weights have no values.
 
     Raises:
         ModelError: The model is on the meta device.
     """
     if not has_values(model):
-        raise ModelError("compensate needs the values of the weights, and the model is on the meta device.")
+        raise ModelError(f"{option} needs the values of the weights, and the model is on the meta device.")
 
 
 def compensated(plan: Plan, model: nn.Module, examples: Invocations, batches: bool | Sequence[Any]) -> Plan:

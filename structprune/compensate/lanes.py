@@ -48,12 +48,15 @@ def together(batches: Sequence[Any]) -> ManyBatches:
             "calibrate takes batches that are one call each: a tensor, a tuple of arguments or a dict of keyword "
             "arguments."
         )
-    shapes = [[describe(tensor) for tensor in _tensors(call)] for call in calls]
+    if all(call.kwargs.keys() == calls[0].kwargs.keys() for call in calls):
+        names = list(calls[0].kwargs)
+        calls = [Invocation(call.args, {name: call.kwargs[name] for name in names}, call.function) for call in calls]
+    shapes = [_outline(call) for call in calls]
     for number, own in enumerate(shapes, 1):
         if own != shapes[0]:
             raise InputError(
-                f"calibrate: batch {number} is {calls[number - 1]}, and batch 1 {calls[0]}: all have to be of the same "
-                "shapes (a DataLoader with drop_last=True leaves out what is short)."
+                f"calibrate: batch {number} is {calls[number - 1]}, and batch 1 {calls[0]}: all have to be alike, "
+                "and of the same shapes (a DataLoader with drop_last=True leaves out what is short)."
             )
     return ManyBatches(calls[0].args, calls[0].kwargs, calls[0].function, tuple(calls[1:]))
 
@@ -107,6 +110,12 @@ def for_all(args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[list[Any]
 def of_all(tensor: torch.Tensor) -> list[torch.Tensor]:
     """A tensor of the first batch, and those of the others."""
     return [tensor, *getattr(tensor, _OTHERS, ())]
+
+
+def _outline(call: Invocation) -> list[Any]:
+    """What a call says besides the numbers of its tensors."""
+    leaves = tree_leaves((call.args, call.kwargs))
+    return [list(call.kwargs), *(describe(leaf) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves)]
 
 
 def _tensors(call: Invocation) -> list[torch.Tensor]:

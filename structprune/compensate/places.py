@@ -46,14 +46,18 @@ def place_of(record: Record, index: int, channels: Ids, vectors: Vectors) -> Pla
 
 
 class Vectors:
-    """The parameters and buffers of one dimension that lie along channels."""
+    """The parameters and buffers of one dimension that lie along channels.
+
+    Attributes:
+        readers: How many operators read each tensor that the model holds.
+    """
 
     def __init__(
         self, space: SliceSpace, roots: Ids, record: Record, statistics: Mapping[int, tuple[int, int]]
     ) -> None:
-        readers = Counter(name for node in record.nodes for name in _read(record, node))
+        self.readers = Counter(name for node in record.nodes for name in _read(record, node))
         # What something else reads as well must stay what it is there.
-        axes = {name: axes for name, axes in space.by_tensor.items() if readers[name] == 1}
+        axes = {name: axes for name, axes in space.by_tensor.items() if self.readers[name] == 1}
         self._axes = {name: found[0].ids for name, found in axes.items() if len(found) == 1}
         self._roots = roots
         self._statistics = statistics

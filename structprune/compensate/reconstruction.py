@@ -1,10 +1,11 @@
-"""Weights that read removed channels, solved anew: layer by layer, so that outputs are the dense network's again.
+"""Weights behind a cut, solved anew: layer by layer, so that outputs are the dense network's again.
 
-In the order in which the data flows, every contraction that lost a part of its inputs is fitted by ridge regression,
-over the calibration batches: from what it reads in the network cut and fitted so far, to what the dense network gives
-there. Layer-wise least squares after a cut is that of He et al., "Channel Pruning for Accelerating Very Deep Neural
-Networks" (2017), with the dense network's outputs as the target, whatever errors came before. Where the output is added
-to a residual stream, the target is that the sum is the dense network's: what went wrong in the stream is mended too.
+In the order in which the data flows, every contraction that lost a part of its inputs, or whose inputs are others by
+now, is fitted by ridge regression, over the calibration batches: from what it reads in the network cut and fitted so
+far, to what the dense network gives there. Layer-wise least squares after a cut is that of He et al., "Channel Pruning
+for Accelerating Very Deep Neural Networks" (2017), with the dense network's outputs as the target, whatever errors came
+before. Where the output is added to a residual stream, the target is that the sum is the dense network's: what went
+wrong in the stream is mended too.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from structprune.compensate.compensation import check_compensable, compensated
 from structprune.compensate.lanes import ManyBatches, for_all, run_on_all, together
 from structprune.compensate.places import Place, Vectors, place_of
 from structprune.compensate.ridge import fitted
-from structprune.compensate.targets import Target, Targets
+from structprune.compensate.targets import Target, Targets, wide
 from structprune.errors import InputError, ModelError, StructPruneError, brief
 from structprune.inputs import Invocations
 from structprune.ir.operators import Operator
 from structprune.ir.record import Node, Record
-from structprune.ir.slices import Coupling, Ids, Labels, Mask, SliceSpace
+from structprune.ir.slices import Coupling, Labels, Mask, SliceSpace
 from structprune.ir.tensors import memory_of
 from structprune.meta.replica import held_tensors
 from structprune.plan.plan import Plan
@@ -38,10 +39,12 @@ from structprune.verify.runs import DiffersError, left_by
 
 # What the outputs are multiplied with must be this share of the largest factor, to mend what they are added to.
 _REACHES = 1e-2
+# The share of a variance that is rounding.
+_NOTHING = 1e-9
 
 
 def reconstructed(plan: Plan, model: nn.Module, examples: Invocations, batches: Sequence[Any]) -> Plan:
-    """Solve the weights that read removed channels anew.
+    """Solve the weights behind the cut anew.
 
     Args:
         plan: The plan; its cut stays as it is.
@@ -99,7 +102,7 @@ def _run_cut(solver: _Solver, call: ManyBatches, labels: dict[str, Labels], repl
 
 
 class _Solver:
-    """Runs the cut network on all batches, and solves each contraction that lost inputs before it runs."""
+    """Runs the cut network on all batches, and solves each contraction before it runs."""
 
     def __init__(
         self, dense: nn.Module, model: nn.Module, plan: Plan, record: Record, targets: Targets, vectors: Vectors
@@ -137,8 +140,12 @@ class _Solver:
             # A part of a weight, or one that is computed from others.
             self._skipped.append("its weight is computed from others")
             return
+        if self._vectors.readers[name] > 1:
+            # Fitted to one of its uses, it would not fit the others: tied embeddings, for instance.
+            self._skipped.append("its weight is read more than once")
+            return
         every = for_all(args, kwargs)
-        inputs = torch.cat([rows.inputs(op.arguments(own, more), target.picked) for own, more in every]).detach()
+        inputs = wide(torch.cat([rows.inputs(op.arguments(own, more), target.picked) for own, more in every]))
         matrix = rows.matrix(arguments).detach()
         groups, outputs, _ = matrix.shape
         wanted = self._wanted_outputs(target).reshape(len(inputs), groups, outputs)
@@ -146,11 +153,13 @@ class _Solver:
         place = place_of(self._record, node.index, channels, self._vectors)
         fit = fitted(inputs, wanted, matrix, centred=place is not None)
         if fit is None:
-            self._skipped.append("what it reads or gives is not finite")
+            self._skipped.append("there are fewer than five rows, or what it reads or gives is not finite")
             return
+        if fit.before < _NOTHING:
+            return  # before the cut
         weight.copy_(rows.weight_of(fit.matrix.to(weight), arguments))
         self._changed.add(name)
-        beside = () if place is None else self._put(place, node, channels, fit.offset)
+        beside = () if place is None else self._put(place, fit.offset)
         self._changed.update(beside)
         self._solved[name] = Solved(fit.strength, fit.before, fit.after, beside)
 
@@ -164,14 +173,10 @@ class _Solver:
         reaches = stream.slope.abs() > _REACHES * stream.slope.abs().max()
         return target.outputs + torch.where(reaches, lacks / stream.slope, 0)
 
-    def _put(self, place: Place, node: Node, channels: Ids, offset: torch.Tensor) -> tuple[str, ...]:
+    def _put(self, place: Place, offset: torch.Tensor) -> tuple[str, ...]:
         """Give a mean to the bias or batch norm that it belongs to, whose variance is the dense network's again."""
         vector = self._tensors[place.vector]
-        own = place.vector == self._vectors.added(self._record, node, channels)
-        if own:
-            vector.copy_(offset)
-        else:
-            vector.copy_(self._of_dense(place.vector) + (-offset if place.is_mean else offset).to(vector))
+        vector.copy_(self._of_dense(place.vector) + (-offset if place.is_mean else offset).to(vector))
         if not place.variance:
             return (place.vector,)
         self._tensors[place.variance].copy_(self._of_dense(place.variance))
@@ -197,7 +202,7 @@ class _Solver:
     def _notes(self, skipped: list[str]) -> list[str]:
         reasons = [*skipped, *self._skipped]
         total = len(self._solved) + len(reasons)
-        notes = [f"calibrate: solved {len(self._solved)} of the {total} contractions that read removed channels"]
+        notes = [f"calibrate: solved {len(self._solved)} of the {total} contractions behind the cut"]
         if self._solved:
             before, after = (
                 float(np.median([getattr(s, name) for s in self._solved.values()])) for name in ("before", "after")

@@ -46,11 +46,11 @@ def fitted(inputs: torch.Tensor, outputs: torch.Tensor, matrix: torch.Tensor, *,
         centred: Whether an offset can be added.
 
     Returns:
-        The fit, or ``None`` where something is not finite.
+        The fit, or ``None`` where something is not finite, or there are too few rows to hold any out.
     """
     x, y = (t.transpose(0, 1) for t in (inputs, outputs))
     start = matrix.double()
-    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+    if x.shape[1] < _HELD_OUT or not (torch.isfinite(x).all() and torch.isfinite(y).all()):
         return None
     # The last rows: those of other samples.
     train = x.shape[1] - x.shape[1] // _HELD_OUT

@@ -1,4 +1,4 @@
-"""What contractions that will lose inputs give in the dense network, and what that is added to."""
+"""What contractions with a weight give in the dense network, and what that is added to."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Target:
-    """What a contraction that lost inputs gives in the dense network.
+    """What a contraction gives in the dense network.
 
     Attributes:
         how: How it is a matrix product.
@@ -65,17 +65,22 @@ class Target:
 
     def rows_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The rows of a tensor of all batches, where the outputs were looked at."""
-        return torch.cat([self.how.outputs(own, self.place) for own in of_all(tensor)]).detach().float()
+        return wide(torch.cat([self.how.outputs(own, self.place) for own in of_all(tensor)]))
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a tensor, in single precision at least."""
+    return tensor.detach() if tensor.dtype == torch.float64 else tensor.detach().float()
 
 
 class Targets(Planned):
-    """Runs the dense network on all batches, and keeps what contractions give that will lose inputs.
+    """Runs the dense network on all batches, and keeps what its contractions give.
 
     Attributes:
         found: By node.
         statistics: By batch norm: which of its tensors are the running mean and variance.
         channels: By node of ``found``: the labels of its outputs.
-        skipped: Why contractions that lose inputs are not solved.
+        skipped: Why contractions are not solved.
     """
 
     def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan) -> None:
@@ -124,15 +129,18 @@ class Targets(Planned):
             self.found[reader] = replace(target, stream=Stream(source, rows, slope))
 
     def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
-        """Keep what a contraction gives, if it loses inputs."""
+        """Keep what a contraction gives."""
         op, args, kwargs = self._call
         rows = op.spec.rows
         read = [o for o in node.operands if not self.record.nodes[node.sources[o.position][0]].parametric]
-        if not (node.contracts and node.produced and len(read) == 1) or not self.gone(read[0].ids).any():
+        if not (node.contracts and node.produced and len(read) == 1):
             return labels
+        # Those that lost nothing are fitted too: what they read went wrong before.
         arguments = op.arguments(args, kwargs)
         tensors = tensors_among((*args, *kwargs.values()))
-        if rows is None or arguments[rows.activation] is not tensors[read[0].position] or not rows.count(arguments):
+        added = arguments.get(rows.added) if rows is not None else None
+        plain = rows is not None and arguments[rows.activation] is tensors[read[0].position] and rows.count(arguments)
+        if rows is None or not plain or not (added is None or self._is_bias(node, added, tensors)):
             self.skipped.append("it is no plain matrix product or convolution")
             return labels
         groups, _, entries = rows.matrix(arguments).shape
@@ -154,10 +162,18 @@ class Targets(Planned):
         index = picked(rows.count(arguments), most, node.index).to(out.device)
         stays = torch.from_numpy(np.flatnonzero(~self.gone(produced))).to(out.device)
         target = Target(rows, index, rows.place(arguments, index), tuple(out.shape), stays, torch.zeros(0))
-        self.found[node.index] = replace(target, outputs=target.rows_of(out)[:, stays])
+        # What is added comes on top of the fit too, or gives way to its offset.
+        outputs = target.rows_of(out)[:, stays]
+        outputs = outputs if added is None else outputs - added.detach().to(outputs)[stays]
+        self.found[node.index] = replace(target, outputs=outputs)
         self.channels[node.index] = produced
         self._flows[node.index] = node.index
         return labels
+
+    def _is_bias(self, node: Node, added: torch.Tensor, tensors: list[torch.Tensor]) -> bool:
+        """Whether what an operator adds is one number for each output, and a weight."""
+        position = next(i for i, tensor in enumerate(tensors) if tensor is added)
+        return added.ndim == 1 and self.record.nodes[node.sources[position][0]].parametric
 
 
 def _slope(outputs: torch.Tensor, later: torch.Tensor) -> torch.Tensor | None:

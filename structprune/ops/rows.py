@@ -21,10 +21,12 @@ class Rows(Protocol):
     Attributes:
         activation: The name of the argument whose rows are read.
         weight: That of the weight.
+        added: That of what is added to the outputs; empty: nothing is.
     """
 
     activation: str
     weight: str
+    added: str
 
     def count(self, arguments: Arguments) -> int:
         """The number of rows; 0 for a call that cannot be written so."""
@@ -56,8 +58,8 @@ class _Product:
 
     weight = "mat2"
 
-    def __init__(self, activation: str) -> None:
-        self.activation = activation
+    def __init__(self, activation: str, added: str = "") -> None:
+        self.activation, self.added = activation, added
 
     def count(self, arguments: Arguments) -> int:
         # ``addmm`` may scale what it adds.
@@ -85,7 +87,7 @@ class _Product:
 class _Convolution:
     """A convolution over any number of dimensions, not transposed."""
 
-    activation, weight = "input", "weight"
+    activation, weight, added = "input", "weight", "bias"
 
     def count(self, arguments: Arguments) -> int:
         x, weight = arguments["input"], arguments["weight"]
@@ -137,5 +139,5 @@ class _Convolution:
 
 
 OF_PRODUCT: Rows = _Product("self")
-OF_PRODUCT_AND_SUM: Rows = _Product("mat1")
+OF_PRODUCT_AND_SUM: Rows = _Product("mat1", "self")
 OF_CONVOLUTION: Rows = _Convolution()

@@ -89,7 +89,7 @@ class Plan:
     @property
     def refitted(self) -> set[str]:
         """The tensors whose values were solved anew."""
-        return {name for weight, how in self.solved.items() for name in (weight, *how.beside)}
+        return refitted_by(self.solved)
 
     @property
     def cut(self) -> Cut:
@@ -209,7 +209,7 @@ class Plan:
             params=(first.params[1], self.params[1]),
             macs=(first.macs[1], self.macs[1]),
             solved=solved,
-            values={name: value for name, value in self.values.items() if name not in first.values},
+            values={name: value for name, value in self.values.items() if name in refitted_by(solved)},
             **remainder(self._cuts, first._cuts)._asdict(),
         )
 
@@ -337,6 +337,11 @@ class Plan:
                 raise PlanError(f"The plan does not fit: {where} is no size that a module holds.")
             if (tuple(held) if isinstance(held, list) else held) != change.old:
                 raise PlanError(f"The plan does not fit: {where} is {held!r}, the plan expects {change.old!r}.")
+
+
+def refitted_by(solved: Mapping[str, Solved]) -> set[str]:
+    """Weights that were solved anew, and what was set with them."""
+    return {name for weight, how in solved.items() for name in (weight, *how.beside)}
 
 
 def carried_plan(model: nn.Module) -> Plan | None:

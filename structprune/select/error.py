@@ -19,9 +19,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from structprune.errors import ModelError
+from structprune.errors import ModelError, StructPruneError, brief
 from structprune.inputs import Invocations
 from structprune.ir.record import Node, Record
 from structprune.ir.registry import Registry
@@ -69,6 +70,7 @@ class PredictedError:
         self._examples = examples
         self._rules = rules
         self._batches = batches
+        self._noted: list[str] = []
         self._known: _Known | None = None
         # Of the last graph: those of other ratios are read in the same way, as a rule.
         self._order: tuple[tuple[bytes, ...], Scores] | None = None
@@ -86,9 +88,9 @@ class PredictedError:
         total = np.zeros(graph.space.size)
         told = np.zeros(graph.space.size, dtype=bool)
         readings: list[Reading] = []
-        # Every trace of a network has the same nodes.
-        for node in graph.records[0].nodes:
-            measured = known.nodes.get(node.index)
+        # Every trace of a network has the same contractions; what lies between depends on strides.
+        for number, node in _contractions(graph.records[0]):
+            measured = known.nodes.get(number)
             if measured is None or measured.op != node.op:
                 continue
             for operand in node.operands:
@@ -96,7 +98,7 @@ class PredictedError:
                     continue
                 roots = graph.roots[operand.ids]
                 told[roots] = True
-                own = list(known.readings(node.index, roots))
+                own = list(known.readings(measured.index, roots))
                 if own and not _reads_what_it_gives(graph, node, roots):
                     readings += own
                 elif not own:
@@ -105,7 +107,8 @@ class PredictedError:
             total = self._eliminated(readings, candidates[told[candidates]], total)
         # What is not known to be cheap is dear: these groups come after all others, by norm.
         others = [group for group in groups if not told[group.channels].all()]
-        self.notes = [f"{group.name}: what reads it tells no error, ranked by norm and cut last" for group in others]
+        self.notes = [*self._noted]
+        self.notes += [f"{group.name}: what reads it tells no error, ranked by norm and cut last" for group in others]
         norms, most = self._otherwise.scores(graph, others), float(total.max(initial=0.0))
         for group in others:
             own_norms = norms[group.channels]
@@ -124,18 +127,38 @@ class PredictedError:
         of = np.zeros(graph.space.size, dtype=bool)
         of[candidates] = True
         readers = frozenset(
-            node.index for node in graph.records[0].nodes if any(of[graph.roots[o.ids]].any() for o in node.operands)
+            number
+            for number, node in _contractions(graph.records[0])
+            if any(of[graph.roots[o.ids]].any() for o in node.operands)
         )
         if self._known is None or (self._batches and not readers <= self._known.looked_at):
             if not has_values(self._model):
                 raise ModelError(NO_VALUES.format("The model"))
             statistics = (
-                from_batches(self._model, self._batches, self._rules, lambda node: node.index in readers)
+                from_batches(self._model, self._batches, self._rules, readers.__contains__)
                 if self._batches
-                else without_data(self._model, self._examples(), self._rules)
+                else self._without_data()
             )
             self._known = _Known(statistics, readers)
         return self._known
+
+    def _without_data(self) -> Statistics:
+        """What random inputs say; where the model does not run with those, its examples as they are."""
+        why = ""
+        for draws in (True, False):
+            try:
+                return without_data(self._model, self._examples(), self._rules, draws=draws)
+            except StructPruneError:
+                raise
+            except Exception as error:  # a forward may raise anything
+                why = brief(error)
+        self._noted.append(f"no errors are predicted: the model does not run with its example inputs ({why})")
+        return Statistics()
+
+
+def _contractions(record: Record) -> Iterator[tuple[int, Node]]:
+    """The contractions of a record, numbered."""
+    return enumerate(node for node in record.nodes if node.contracts)
 
 
 def _reads_what_it_gives(graph: DependencyGraph, node: Node, roots: Ids) -> bool:
@@ -147,6 +170,7 @@ def _reads_what_it_gives(graph: DependencyGraph, node: Node, roots: Ids) -> bool
 class _Measured:
     """The errors that a contraction's entries would make, along the dimension of an operand that it sums over."""
 
+    index: int
     op: str
     position: int
     errors: Vector
@@ -159,12 +183,15 @@ class _Known:
         self.statistics = statistics
         self.looked_at = looked_at
         self._behind = behind(statistics.record)
+        # By number among the contractions.
         self.nodes: dict[int, _Measured] = {}
+        numbers = {node.index: number for number, node in _contractions(statistics.record)}
         for index, reader in statistics.readers.items():
             norm, _, dilution = self._whole(index)
             errors = _errors(statistics, index, reader, norm, dilution)
             if errors is not None:
-                self.nodes[index] = _Measured(statistics.record.nodes[index].op, reader.position, errors)
+                op = statistics.record.nodes[index].op
+                self.nodes[numbers[index]] = _Measured(index, op, reader.position, errors)
 
     def readings(self, index: int, roots: Ids) -> Iterator[Reading]:
         """A contraction as matrix products of which second moments are known, one for each of its groups."""
@@ -217,7 +244,7 @@ def _errors(statistics: Statistics, index: int, reader: Reader, norm: Norm | Non
         # Of two activations the other's power stands for the weights. Every output is a sum over these entries.
         noise = variance * other.mean_square
     whole = float(noise.sum()) if norm is None else norm.power
-    if whole <= 0:
+    if not (whole > 0 and torch.isfinite(noise).all()):
         return None
     return np.asarray((noise / whole / dilution).numpy(), dtype=np.float64)
 

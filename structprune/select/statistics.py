@@ -64,7 +64,7 @@ class Moments:
 
     def add(self, rows: torch.Tensor) -> None:
         """Add rows, ``(rows, groups, entries)``."""
-        own = rows.transpose(0, 1)
+        own = (rows if rows.dtype == torch.float64 else rows.float()).transpose(0, 1)
         if not self.count:
             # About the first rows' mean, products in the rows' own precision lose no digits.
             self.about = own.mean(1, keepdim=True)
@@ -131,13 +131,20 @@ class Statistics:
     moments: dict[int, Moments] = field(default_factory=dict)
 
 
-def without_data(model: nn.Module, examples: Invocations, rules: Registry | None) -> Statistics:
-    """What a network gives for random inputs, every batch norm giving what it gives in a trained network."""
+def without_data(model: nn.Module, examples: Invocations, rules: Registry | None, *, draws: bool = True) -> Statistics:
+    """What a network gives, every batch norm giving what it gives in a trained network.
+
+    Args:
+        model: With its values; it is not changed.
+        examples: What to call it with.
+        rules: What is known of operators, if it is more than structprune knows.
+        draws: Give it random numbers of the examples' shapes.
+    """
     statistics = Statistics()
     generator = torch.Generator().manual_seed(0)
 
     def drawn(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
+        if not (draws and tensor.is_floating_point()):
             return tensor
         return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device, tensor.dtype)
 
@@ -150,9 +157,9 @@ def without_data(model: nn.Module, examples: Invocations, rules: Registry | None
 
 
 def from_batches(
-    model: nn.Module, batches: Sequence[Any], rules: Registry | None, wanted: Callable[[Node], bool]
+    model: nn.Module, batches: Sequence[Any], rules: Registry | None, wanted: Callable[[int], bool]
 ) -> Statistics:
-    """What a network gives for batches, with the second moments of what the wanted contractions read.
+    """What a network gives for batches, with the second moments of what the wanted contractions read, by their number.
 
     Raises:
         InputError: It does not run with a batch, or what it computes is not finite.
@@ -182,7 +189,7 @@ def _observe(
     rules: Registry | None,
     statistics: Statistics,
     quantile: int | None,
-    wanted: Callable[[Node], bool] = lambda _: False,
+    wanted: Callable[[int], bool] = lambda _: False,
     runs: int = 1,
 ) -> None:
     space = SliceSpace()
@@ -200,7 +207,7 @@ class _Watcher(Discovery):
         rules: Registry | None,
         statistics: Statistics,
         quantile: int | None,
-        wanted: Callable[[Node], bool],
+        wanted: Callable[[int], bool],
         runs: int,
     ) -> None:
         super().__init__(space, Coupling(space), {}, Operator.run, training=False, rules=rules)
@@ -209,6 +216,7 @@ class _Watcher(Discovery):
         self._wanted = wanted
         self._runs = runs
         self._by_weight: dict[Any, Moments] = {}
+        self._contractions = 0
         self._call: tuple[Operator, Sequence[Any], dict[str, Any]]
 
     def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -230,6 +238,8 @@ class _Watcher(Discovery):
     def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
         """Add up what was read and given."""
         op, args, kwargs = self._call
+        number = self._contractions
+        self._contractions += node.contracts
         if node.parametric or op.in_place or op.out_variant or not isinstance(out, torch.Tensor):
             return labels
         if not out.is_floating_point():
@@ -242,7 +252,7 @@ class _Watcher(Discovery):
             _add(statistics.read, node.index, tensors[reader.position], activation.dim)
             if not reader.weighs:
                 _add(statistics.others, node.index, reader.other, reader.other_dim)
-            elif op.spec.rows is not None and self._wanted(node):
+            elif op.spec.rows is not None and self._wanted(number):
                 self._add_moments(node, op.spec.rows, op.arguments(args, kwargs), tensors[reader.position])
         if node.contracts or len(node.sources) == 2:
             along = self._channels(node, out.shape, labels[0])

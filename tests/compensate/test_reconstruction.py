@@ -78,7 +78,7 @@ def test_every_kind_of_reader_is_solved() -> None:
     model, data = statistics_set(Readers()), batches(32, 2, 16)
     plan = structprune.plan_pruning(model, 0.5, calibrate=data, example_inputs=data[0][:1], **FREE)
     assert plan.solved.keys() == {"body.weight", "flat.weight", "head.weight"}
-    assert "calibrate: solved 3 of the 3 contractions that read removed channels" in plan.notes
+    assert "calibrate: solved 3 of the 3 contractions behind the cut" in plan.notes
     (fresh,) = batches(64, 2, 16, count=1, seed=5)
     plain = structprune.prune_model(model, 0.5, example_inputs=data[0][:1], **FREE)
     made_up = structprune.prune_model(model, 0.5, compensate=data, example_inputs=data[0][:1], **FREE)
@@ -169,6 +169,31 @@ def test_batches_may_take_one_way_through_the_code() -> None:
         structprune.plan_pruning(Decides(), 0.5, calibrate=[data[0], 1000 * data[1]], **options)
 
 
+def test_a_tied_weight_stays_what_its_other_use_needs() -> None:
+    class Tied(nn.Module):
+        """Tokens in, tokens out, over one table."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(20, 16)
+            self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.table(tokens)
+            return torch.nn.functional.linear(x + self.down(self.up(x).relu()), self.table.weight)
+
+    torch.manual_seed(0)
+    model, tokens = Tied().eval(), torch.randint(20, (64, 7))
+    for granularity in ("filter", "channel"):
+        plan = structprune.plan_pruning(
+            model, 0.5, granularity, calibrate=[tokens], example_inputs=tokens[:1], **FREE  # type: ignore[arg-type]
+        )  # fmt: skip
+        assert "table.weight" not in plan.solved and "down.weight" in plan.solved
+        small = plan.apply(model, verify=True)
+        kept = plan.kept.get("table.weight", {}).get(1, range(16))
+        assert torch.equal(small.table.weight, model.table.weight[:, list(kept)])
+
+
 def test_a_fit_is_never_worse_on_rows_that_were_held_out() -> None:
     torch.manual_seed(0)
     matrix = torch.randn(2, 4, 30)
@@ -190,7 +215,11 @@ def test_a_fit_is_never_worse_on_rows_that_were_held_out() -> None:
     [
         (torch.zeros(2, 3, 8, 8), OptionError, "calibrate is 'Tensor'; expected batches in a list"),
         ([], OptionError, "calibrate is an empty list"),
-        (batches(2, 3, 8, 8) + batches(1, 3, 8, 8), InputError, "batch 3 is .* all have to be of the same shapes"),
+        (
+            batches(2, 3, 8, 8) + batches(1, 3, 8, 8),
+            InputError,
+            "batch 3 is .* all have to be alike, and of the same shapes",
+        ),
         (batches(2, 5, 8, 8), InputError, "calibrate: Sequential does not run with batch 1"),
         ([lambda m: m(IMAGE), lambda m: m(IMAGE)], InputError, "batches that are one call each"),
     ],
@@ -234,3 +263,90 @@ def test_a_stream_is_mended_where_a_branch_is_added(monkeypatch: pytest.MonkeyPa
     alone = structprune.prune_model(model, {"up.0": 0.75, "up.1": 0.25}, **options)
     assert len(kept) == 4
     assert error(mended, model, fresh) < 0.9 * error(alone, model, fresh)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_bias_that_cannot_change_is_counted_once(normed: bool) -> None:
+    class Shared(nn.Module):
+        """Two layers add one bias."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 32), nn.Linear(32, 16), nn.Linear(32, 16)
+            self.norm, self.head = nn.BatchNorm1d(16) if normed else nn.Identity(), nn.Linear(16, 4)
+            self.c.bias = self.b.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x).relu()
+            return self.head(self.norm(self.b(x)).relu() + self.c(x).tanh())
+
+    torch.manual_seed(0)
+    model = statistics_set(Shared())
+    with torch.no_grad():
+        model.b.bias.fill_(20.0)
+    data, fresh = batches(256, 6)
+    options: dict[str, Any] = {"example_inputs": data[:1], **FREE}
+    calibrated = structprune.prune_model(model, {"a": 0.5}, calibrate=[data], **options)
+    plain = structprune.prune_model(model, {"a": 0.5}, **options)
+    assert error(calibrated, model, fresh) < error(plain, model, fresh)
+
+
+def test_what_is_added_by_the_product_itself_is_no_part_of_the_fit() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.weight = nn.Linear(6, 32), nn.Parameter(torch.randn(32, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(x, self.up(x).relu(), self.weight)
+
+    torch.manual_seed(0)
+    (data,) = batches(64, 6, count=1)
+    plan = structprune.plan_pruning(Added().eval(), 0.5, calibrate=[data], example_inputs=data[:1], **FREE)
+    assert not plan.solved and "calibrate: it is no plain matrix product or convolution (1)" in plan.notes
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    model, (data, fresh) = statistics_set(chain(16, 16)).to(dtype), batches(32, 3, 8, 8)
+    small = structprune.prune_model(model, 0.5, calibrate=[data.to(dtype)], example_inputs=data[:1].to(dtype), **FREE)
+    assert {p.dtype for p in small.parameters()} == {dtype}
+    plain = structprune.prune_model(model, 0.5, example_inputs=data[:1].to(dtype), **FREE)
+    assert error(small, model, fresh.to(dtype)) < error(plain, model, fresh.to(dtype))
+
+
+def test_too_few_rows_are_no_ground_for_a_fit() -> None:
+    model, (data,) = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), batches(4, 6, count=1)
+    small = structprune.prune_model(model, 0.5, calibrate=[data], **FREE)
+    assert not structprune.plan_of(small).solved
+
+
+def test_batches_are_matched_by_name_and_alike() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(6, 32), nn.Linear(6, 32), nn.Linear(32, 4)
+
+        def forward(self, q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
+            return self.out(scale * self.a(q).relu() + self.b(k).tanh())
+
+    torch.manual_seed(0)
+    model, (q, k, r, s) = Named().eval(), batches(64, 6, count=4)
+    first, second = {"q": q, "k": k}, {"q": r, "k": s}
+    expected, got = (
+        structprune.plan_pruning(model, 0.5, calibrate=[first, other], **FREE)
+        for other in (second, dict(reversed(second.items())))
+    )
+    assert expected.kept == got.kept and expected.solved == got.solved
+    with pytest.raises(InputError, match="all have to be alike"):
+        structprune.plan_pruning(model, 0.5, calibrate=[{**first, "scale": 1.0}, {**second, "scale": 50.0}], **FREE)
+
+
+def test_two_fits_of_one_weight_can_be_told_apart() -> None:
+    model, data = statistics_set(chain(16, 16, 16)), batches(8, 3, 8, 8)
+    first = structprune.plan_pruning(model, 0.25, calibrate=data, **FREE)
+    middle = first.apply(model)
+    second = structprune.plan_pruning(middle, 0.25, calibrate=data, **FREE)
+    rest = first.then(second).after(first)
+    assert rest.values.keys() == second.values.keys()
+    torch.testing.assert_close(rest.apply(middle)(IMAGE), second.apply(middle)(IMAGE))

@@ -207,3 +207,42 @@ def test_nothing_of_the_model_changes() -> None:
     structprune.plan_pruning(model, 0.5, example_inputs=IMAGE, importance="error")
     assert model.training and torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class Logarithm(nn.Module):
+    """Takes positive numbers only, or says so."""
+
+    def __init__(self, refuses: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.refuses = refuses
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.refuses and x.min() < 0:
+            raise ValueError("negative")
+        return self.second(self.first(x.log()).relu())
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_where_random_inputs_say_nothing_norms_do(refuses: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Logarithm(refuses).eval(), torch.rand(4, 6) + 0.1
+    options: dict[str, Any] = {"example_inputs": x, "round_to": 1, "keep_representation": False}
+    plan = structprune.plan_pruning(model, params=0.5, **options)
+    if not refuses:
+        assert any("tells no error, ranked by norm" in note for note in plan.notes)
+        assert plan.kept == structprune.plan_pruning(model, params=0.5, importance="l2", **options).kept
+    plan.apply(model, verify=True)
+
+
+def test_the_memory_format_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 144, 12), nn.ReLU(),
+        nn.Linear(12, 4),
+    ).eval()  # fmt: skip
+    image = torch.zeros(1, 3, 16, 16)
+    options: dict[str, Any] = {"example_inputs": image, "round_to": 1, "keep_representation": False}
+    plan = structprune.plan_pruning(model, params=0.6, **options)
+    other = structprune.plan_pruning(model.to(memory_format=torch.channels_last), params=0.6, **options)
+    assert not any("tells no error" in note for note in plan.notes + other.notes) and plan.kept == other.kept
