@@ -167,3 +167,21 @@ def test_one_file_is_pruned_too(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "pruned") == ["model.safetensors"]
     loaded = structprune.load(tmp_path / "pruned", chain(16, 16).eval())
     assert torch.equal(loaded(IMAGE), plan.apply(model)(IMAGE))
+
+
+@pytest.mark.parametrize(
+    "options", [{"compensate": True}, {"calibrate": [TOKENS]}, {"importance": "error"}], ids=lambda o: next(iter(o))
+)
+def test_what_runs_the_network_would_run_it_with_other_weights(
+    options: dict[str, Any], dense_files: Path, tmp_path: Path
+) -> None:
+    model = Tied()  # has weights of its own, which are not those of the file
+    with pytest.raises(structprune.OptionError, match="the network would have to run with the weights of the files"):
+        structprune.prune_checkpoint(dense_files, tmp_path / "out", model, 0.5, example_inputs=TOKENS, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_is_met_by_magnitude(dense_files: Path, tmp_path: Path) -> None:
+    plan = structprune.prune_checkpoint(dense_files, tmp_path / "out", Tied(), params=0.7, example_inputs=TOKENS)
+    took = {name: plan.settings[name] for name in ("importance", "scope", "compensate")}
+    assert took == {"importance": "l2", "scope": "local", "compensate": False} and not plan.shifts
