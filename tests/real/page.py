@@ -104,12 +104,13 @@ def _verdict(networks: dict[str, Methods], side: Side) -> str:
         if "refused" in record
     ]
     gone = f"It refuses {', '.join(refused)}. " if refused else ""
-    listed = "; ".join(f"{name} at {point} ({', '.join(peers)})" for (name, point), peers in behind.items())
+    listed = "".join(f"- {name} at {point}: {'; '.join(peers)}\n" for (name, point), peers in behind.items())
     ahead, clear = sum(low > 0 for low in least.values()), sum(duel.low > 0 for duel in duels)
+    where = f":\n\n{listed}\n" if listed else ". "
     return (
-        f"**{side.title}.** {gone}A {side.others} of another library is ahead at {len(behind)} of {len(least)} "
-        f"points{f': {listed}' if listed else ''}. At {ahead} its loss is below that of all of them, and the interval "
-        f"of each difference is above zero; one by one it is ahead in {clear} of {len(duels)} comparisons.\n"
+        f"**{side.title}.** {gone}A {side.others} of another library is ahead at {len(behind)} of {len(least)} points"
+        f"{where}At {ahead} its loss is below that of all of them, and the interval of each difference is above zero; "
+        f"one by one it is ahead in {clear} of {len(duels)} comparisons.\n"
     )
 
 

@@ -51,5 +51,5 @@ def test_the_page_says_first_where_others_are_ahead(tmp_path: Path) -> None:
     path = tmp_path / "quality.json"
     path.write_text(json.dumps({"networks": networks, "skipped": {}, "versions": {}}))
     text = page(Results(path))
-    assert "is ahead at 1 of 2 points: minilm at 0.90 (torch-pruning: x). At 1 its loss is below" in text
+    assert "is ahead at 1 of 2 points:\n\n- minilm at 0.90: torch-pruning: x\n\nAt 1 its loss is below" in text
     assert text.index("**The default") < text.index("## lite0") < text.index("## minilm")
