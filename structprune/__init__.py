@@ -28,7 +28,7 @@ from structprune.measure.latency import Latency, measure_latency
 from structprune.measure.profile import Stage
 from structprune.measure.runner import LatencyOptions
 from structprune.plan.plan import Plan, plan_of
-from structprune.plan.sensitivity import GroupPlan, Sensitivity
+from structprune.plan.sensitivity import GroupPlan, MeasuredSensitivity, Sensitivity
 from structprune.select.options import PruningOptions
 from structprune.tracing.groups import DependencyGraph, Group
 from structprune.verify.proof import Proof, prove
@@ -48,6 +48,7 @@ __all__ = [
     "Latency",
     "LatencyOptions",
     "Measured",
+    "MeasuredSensitivity",
     "ModelError",
     "ModuleCost",
     "NothingToPruneError",

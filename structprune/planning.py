@@ -1,8 +1,9 @@
-"""Plans: made for a ratio, or searched for a target."""
+"""Plans: made for a ratio, searched for a target, or to try how much each group matters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,11 +13,16 @@ from structprune.compensate.compensation import check_compensable, compensated
 from structprune.compensate.lanes import together
 from structprune.compensate.reconstruction import reconstructed
 from structprune.meta.forward import collection_paused
+from structprune.meta.replica import held_tensors
 from structprune.plan.plan import Plan
-from structprune.plan.planner import Planner
+from structprune.plan.planner import Planner, plain_settings
 from structprune.plan.search import cost_of, search
+from structprune.plan.sensitivity import MeasuredSensitivity, TrialOptions
+from structprune.plan.trials import Asked, alone, cut_together, read_asked, run_trials, settings_of
+from structprune.plan.trials_file import TrialsFile
 from structprune.select.importance import check_values
 from structprune.select.options import Settings
+from structprune.tracing.checks import check_model
 
 
 def make_plan(
@@ -58,3 +64,53 @@ def _made(model: nn.Module, weights: Mapping[str, torch.Tensor], settings: Setti
     if settings.calibrate:
         return reconstructed(plan, model, examples, settings.calibrate)
     return compensated(plan, model, examples, settings.compensate) if settings.compensate else plan
+
+
+def measured(plan: Plan, model: nn.Module, options: TrialOptions) -> MeasuredSensitivity:
+    """Score a model with every group cut alone, by several ratios; see ``Plan.sensitivity``.
+
+    The model is traced and resolved once; the plan of each trial is made from that.
+
+    Args:
+        plan: The plan whose settings say what may be cut, and by what channels are ranked.
+        model: The dense model; it is not changed.
+        options: Of the call.
+
+    Raises:
+        StructPruneError: A subclass says what was wrong.
+    """
+    # Before the trace, which takes a while.
+    asked = read_asked(options)
+    check_model(model)
+    plan.check_fits(model)
+    settings = settings_of(plan, model, asked.ratios[-1], options)
+    weights = held_tensors(model)
+    check_values(settings.importance, model, weights)
+    if settings.compensate:
+        check_compensable(model)
+    file = _trials_file(plan, settings, asked)
+    examples = options.get("example_inputs")
+    with collection_paused():
+        planner = Planner(model, weights, settings, list(plan.examples) or None if examples is None else examples)
+        most, graph = planner.sketch(settings)
+        planner.checked(most, graph, settings)
+
+    def cut(names: tuple[str, ...], ratio: float) -> Plan | None:
+        asked_for = alone(settings, names, ratio)
+        with collection_paused():
+            made, on = planner.sketch(asked_for)
+            if not made.kept:
+                return None
+            made = planner.checked(made, on, asked_for)
+            return compensated(made, model, planner.examples, True) if settings.compensate else made
+
+    dense, _ = planner.sketch(replace(settings, ratio=0.0))
+    return run_trials(asked, file, model, dense, cut_together(most, graph, settings), cut)
+
+
+def _trials_file(plan: Plan, settings: Settings, asked: Asked) -> TrialsFile:
+    plain = {name: value for name, value in plain_settings(settings).items() if name != "ratio"}
+    return TrialsFile(asked.path, plan.model, plan.shapes, plain, asked.ratios)
+
+
+Plan.measures = staticmethod(measured)

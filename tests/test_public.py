@@ -23,11 +23,11 @@ from tests.support.small import chain
 PACKAGE = Path(structprune.__file__).parent
 NAMES = [
     "CheckpointError", "Comparison", "ConfigChange", "DependencyGraph", "FlopCount", "Group", "GroupPlan", "InputError",
-    "Latency", "LatencyOptions", "Measured", "ModelError", "ModuleCost", "NothingToPruneError", "OptionError", "Plan",
-    "PlanError", "Proof", "PruningOptions", "RuleError", "Sensitivity", "Stage", "StructPruneError", "TraceError",
-    "UntracedParameterError", "VerificationError", "compare", "count_flops", "demo", "fit_config", "load",
-    "measure_latency", "plan_of", "plan_pruning", "plan_removal", "prove", "prune_checkpoint", "prune_model",
-    "recalibrate", "rules", "save", "trace", "transfer",
+    "Latency", "LatencyOptions", "Measured", "MeasuredSensitivity", "ModelError", "ModuleCost", "NothingToPruneError",
+    "OptionError", "Plan", "PlanError", "Proof", "PruningOptions", "RuleError", "Sensitivity", "Stage",
+    "StructPruneError", "TraceError", "UntracedParameterError", "VerificationError", "compare", "count_flops", "demo",
+    "fit_config", "load", "measure_latency", "plan_of", "plan_pruning", "plan_removal", "prove", "prune_checkpoint",
+    "prune_model", "recalibrate", "rules", "save", "trace", "transfer",
 ]  # fmt: skip
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, overload
 
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
-from structprune.errors import PlanError
+from structprune.errors import OptionError, PlanError
 from structprune.ir.registry import Registry
 from structprune.ir.slices import Vector
 from structprune.meta.forward import collection_paused
@@ -20,7 +21,7 @@ from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan import schema
 from structprune.plan.composition import Cuts, composed, remainder
 from structprune.plan.printing import in_full, in_one_line
-from structprune.plan.sensitivity import GroupPlan, Sensitivity
+from structprune.plan.sensitivity import GroupPlan, MeasuredSensitivity, Sensitivity, TrialOptions
 from structprune.select.options import read_rules
 from structprune.surgery.attributes import holds_size, read_held
 from structprune.surgery.cut import AttributeChange, Cut, Solved
@@ -222,10 +223,63 @@ class Plan:
     def _cuts(self) -> Cuts:
         return Cuts(self.kept, self.attributes, self.shifts, self.scales, self.row_scales)
 
+    @overload
+    def sensitivity(self) -> Sensitivity: ...
+
+    @overload
+    def sensitivity(self, model: nn.Module, **options: Unpack[TrialOptions]) -> MeasuredSensitivity: ...
+
     @ordinary_tensors()
-    def sensitivity(self) -> Sensitivity:
-        """What each group costs, and what the plan saves and gives up there."""
+    def sensitivity(
+        self, model: nn.Module | None = None, **options: Unpack[TrialOptions]
+    ) -> Sensitivity | MeasuredSensitivity:
+        """What each group costs, and what the plan saves and gives up there; or, with a model, what you measure.
+
+        With a model, every group of channels that may go under the plan's settings is cut alone, by each of some
+        ratios, and a function of yours scores what is left. The plan's own ratio or target makes no difference.
+
+        Args:
+            model: The dense model that the plan was made for. It is not changed.
+            **options: With a model. ``score`` must be given.
+
+                - ``score``: takes a cut copy of the model, in the model's mode, and returns a finite number: the
+                  accuracy on validation data, or a loss.
+                - ``ratios``: the shares in (0, 1) to cut each group by (default: 0.125, 0.25, 0.5 and 0.75). Widths
+                  are rounded as the plan's settings say; where no whole channel goes, there is no score.
+                - ``path``: a JSON file that gets each score as soon as it is known. A second call goes on from there.
+                  The file does not know the values of the weights: take another one for other weights.
+                - ``progress``: whether a bar is shown (default: where stderr is a terminal).
+                - ``example_inputs``: as for ``prune_model`` (default: what the plan was made with; after
+                  ``from_json`` they are inferred).
+                - ``importance``: the criterion, where the plan was made with a function or an object, which it does
+                  not keep (default: the plan's).
+                - ``rules``: the rules, where the plan comes from JSON (default: those that it was made with).
+
+        Returns:
+            The table; with a model, of scores.
+
+        Raises:
+            OptionError: An option has a value that cannot be used, a score is not finite, the file is one of another
+                model, of other settings or ratios, or the plan was made with something that it does not keep.
+            PlanError: The plan does not fit the model.
+            NothingToPruneError: Not one group can be cut under the plan's settings.
+            StructPruneError: Another subclass says what was wrong.
+
+        Examples:
+            >>> import structprune
+            >>> model = structprune.demo.resnet50()
+            >>> plan = structprune.plan_pruning(model, {"layer4.2.conv2": 0.5})
+            >>> plan.sensitivity()
+            <Sensitivity of 38 groups>
+        """
+        if model is not None:
+            return Plan.measures(self, model, options)
+        if options:
+            raise OptionError("sensitivity scores cut copies of a model: give it first, sensitivity(model, score=...).")
         return Sensitivity(self.groups, self.params[0], self.macs[0])
+
+    # ``structprune.planning`` makes plans, and stands above them: it puts its ``measured`` here.
+    measures: ClassVar[Callable[[Plan, nn.Module, TrialOptions], MeasuredSensitivity]]
 
     def to_json(self) -> str:
         """The plan as JSON text; see ``from_json``."""

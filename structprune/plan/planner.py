@@ -144,7 +144,7 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
     costs = costs_of(graph, {n: t.numel() for n, t in parameters.items()})
     return Plan(
         model=type(model).__name__,
-        settings=_plain(settings),
+        settings=plain_settings(settings),
         shapes=shapes,
         kept={n: {d: tuple(i.tolist()) for d, i in dims.items()} for n, dims in cut.kept.items()},
         row_scales={name: tuple(row_scale.tolist()) for name, row_scale in cut.row_scales.items()},
@@ -172,7 +172,7 @@ def _plan(model: nn.Module, resolved: Resolved, selection: Selection, settings: 
     )
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
+def plain_settings(settings: Settings) -> dict[str, Any]:
     """The settings as JSON has them."""
     plain = {f.name: getattr(settings, f.name) for f in fields(settings)}
     for name in ("ratio", "max_ratio"):
