@@ -125,7 +125,7 @@ def _observe(model: nn.Module, calls: Invocations, plan: Plan, quantile: int | N
         raise InputError(
             f"compensate: {type(model).__name__} does not run with {', '.join(map(str, calls))}: {brief(error)}"
         ) from error
-    vectors = Vectors(space, coupling.roots(), record, reader.statistics)
+    vectors = Vectors(space, coupling.roots(), record)
     places: dict[int, Place | str] = {}
     for index in reader.moments:
         if quantile is not None and not _behind_batch_norm(record, reader.activations[index]):

@@ -28,7 +28,6 @@ class MomentReader(Planned):
             removed channels.
         channels: The labels of those output channels.
         activations: The node that made what the contraction reads.
-        statistics: For each batch norm that normalises by running statistics: which of its tensors they are.
     """
 
     def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan, quantile: int | None) -> None:
@@ -36,7 +35,6 @@ class MomentReader(Planned):
         self.moments: dict[int, Moments] = {}
         self.channels: dict[int, Ids] = {}
         self.activations: dict[int, int] = {}
-        self.statistics: dict[int, tuple[int, int]] = {}
         self._quantile = quantile
         self._call: tuple[Operator, Sequence[Any], dict[str, Any]]
 
@@ -44,13 +42,8 @@ class MomentReader(Planned):
         """Run the operator; a batch norm gives a quantile of what it gives in a trained network."""
         out = super().run(node, op, args, kwargs)
         self._call = op, args, kwargs
-        if op.spec.normalises:
-            arguments = op.arguments(args, kwargs)
-            found = running_statistics(arguments)
-            if found is not None:
-                self.statistics[node.index] = found
-            if self._quantile is not None:
-                fill(out, arguments, node.index, self._quantile)
+        if op.spec.normalises and self._quantile is not None:
+            fill(out, op.arguments(args, kwargs), node.index, self._quantile)
         return out
 
     def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
@@ -73,14 +66,6 @@ class MomentReader(Planned):
 
     def _is_weight(self, node: Node, position: int) -> bool:
         return self.record.nodes[node.sources[position][0]].parametric
-
-
-def running_statistics(arguments: dict[str, Any]) -> tuple[int, int] | None:
-    """Which of a batch norm's tensors are the running mean and variance, if it normalises by them."""
-    given = [name for name in arguments if isinstance(arguments[name], torch.Tensor)]
-    if "running_mean" in given and "running_var" in given and not arguments.get("training"):
-        return given.index("running_mean"), given.index("running_var")
-    return None
 
 
 def _moments(tensor: torch.Tensor, along: int) -> tuple[Moments, Moments]:

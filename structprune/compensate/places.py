@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from structprune.ir.record import Node, Record
 from structprune.ir.slices import Ids, SliceSpace
@@ -32,9 +32,10 @@ def place_of(record: Record, index: int, channels: Ids, vectors: Vectors) -> Pla
             break
         (node,) = readers
         if node.spec.normalises:
-            if not vectors.are_running(node):
+            found = vectors.statistics(record, node, channels)
+            if found is None:
                 return None  # statistics of the batch: it takes the mean off by itself
-            mean, variance = vectors.statistics(record, node, channels)
+            mean, variance = found
             return Place(vector or mean, not vector, variance) if vector or mean else None
         if node.op == "aten::add" and not vector and dict(node.unchanging).get("alpha", 1) == 1:
             vector = vectors.added(record, node, channels)
@@ -46,33 +47,26 @@ def place_of(record: Record, index: int, channels: Ids, vectors: Vectors) -> Pla
 
 
 class Vectors:
-    """The parameters and buffers of one dimension that lie along channels.
+    """The parameters and buffers of one dimension that lie along channels."""
 
-    Attributes:
-        readers: How many operators read each tensor that the model holds.
-    """
-
-    def __init__(
-        self, space: SliceSpace, roots: Ids, record: Record, statistics: Mapping[int, tuple[int, int]]
-    ) -> None:
-        self.readers = Counter(name for node in record.nodes for name in _read(record, node))
+    def __init__(self, space: SliceSpace, roots: Ids, record: Record) -> None:
+        readers = Counter(name for node in record.nodes for name in _read(record, node))
         # What something else reads as well must stay what it is there.
-        axes = {name: axes for name, axes in space.by_tensor.items() if self.readers[name] == 1}
+        axes = {name: axes for name, axes in space.by_tensor.items() if readers[name] == 1}
         self._axes = {name: found[0].ids for name, found in axes.items() if len(found) == 1}
         self._roots = roots
-        self._statistics = statistics
 
     def added(self, record: Record, node: Node, channels: Ids) -> str:
         """The bias that an operator adds along these channels."""
         return next((name for name in _read(record, node) if self._along(name, channels)), "")
 
-    def are_running(self, node: Node) -> bool:
-        """Whether a batch norm normalises by running statistics."""
-        return node.index in self._statistics
-
-    def statistics(self, record: Record, node: Node, channels: Ids) -> tuple[str, str]:
-        """The running mean and variance of a batch norm, if it alone reads them."""
-        mean, variance = (_read(record, node)[position] for position in self._statistics[node.index])
+    def statistics(self, record: Record, node: Node, channels: Ids) -> tuple[str, str] | None:
+        """The running mean and variance of a batch norm, if it alone reads them; ``None``: it has none to go by."""
+        arguments = node.asked.arguments if node.asked else {}
+        given = [name for name in arguments if isinstance(arguments[name], torch.Tensor)]
+        if not {"running_mean", "running_var"}.issubset(given) or arguments.get("training"):
+            return None
+        mean, variance = (_read(record, node)[given.index(name)] for name in ("running_mean", "running_var"))
         return (mean, variance) if self._along(mean, channels) and self._along(variance, channels) else ("", "")
 
     def _along(self, name: str, channels: Ids) -> bool:

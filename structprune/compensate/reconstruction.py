@@ -79,7 +79,7 @@ def reconstructed(plan: Plan, model: nn.Module, examples: Invocations, batches: 
         present = left_by(plan, space, roots)
     except DiffersError as error:
         raise ModelError(f"calibrate: the cut network cannot be followed: {error}") from error
-    places = Vectors(space, roots, dense, targets.statistics)
+    places = Vectors(space, roots, dense)
     solver = _Solver(model, cut_copy(model, plan.cut), plan, dense, targets, places)
     replay = Replay(dense, space, roots, None, present, solver, any_numbers=bool(plan.row_scales))
     _run_cut(solver, call, labels, replay, present)
@@ -140,7 +140,7 @@ class _Solver:
             # A part of a weight, or one that is computed from others.
             self._skipped.append("its weight is computed from others")
             return
-        if self._vectors.readers[name] > 1:
+        if self._targets.reads[target.memory] > 1:
             # Fitted to one of its uses, it would not fit the others: tied embeddings, for instance.
             self._skipped.append("its weight is read more than once")
             return
@@ -149,8 +149,7 @@ class _Solver:
         matrix = rows.matrix(arguments).detach()
         groups, outputs, _ = matrix.shape
         wanted = self._wanted_outputs(target).reshape(len(inputs), groups, outputs)
-        channels = self._targets.channels[node.index]
-        place = place_of(self._record, node.index, channels, self._vectors)
+        place = place_of(self._record, node.index, target.channels, self._vectors)
         fit = fitted(inputs, wanted, matrix, centred=place is not None)
         if fit is None:
             self._skipped.append("there are fewer than five rows, or what it reads or gives is not finite")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,9 +11,8 @@ import numpy as np
 import torch
 
 from structprune.compensate.lanes import of_all, run_on_all
-from structprune.compensate.moments import running_statistics
 from structprune.ir.operators import Operator
-from structprune.ir.record import Node
+from structprune.ir.record import Node, Operand
 from structprune.ir.slices import Coupling, Ids, Labels, SliceSpace
 from structprune.ir.tensors import memory_of, tensors_among
 from structprune.ops.rows import Rows
@@ -47,18 +47,22 @@ class Target:
 
     Attributes:
         how: How it is a matrix product.
+        memory: That of its weight.
         picked: The rows that were looked at, of every batch.
         place: Where they are in an output.
         shape: Of the outputs of a batch.
+        channels: Their labels.
         stays: The outputs that stay.
         outputs: Of all batches one after the other: ``(rows, outputs that stay)``.
         stream: What they are added to, if that was there before.
     """
 
     how: Rows
+    memory: int
     picked: torch.Tensor
     place: tuple[Any, ...]
     shape: tuple[int, ...]
+    channels: Ids
     stays: torch.Tensor
     outputs: torch.Tensor
     stream: Stream | None = None
@@ -78,18 +82,15 @@ class Targets(Planned):
 
     Attributes:
         found: By node.
-        statistics: By batch norm: which of its tensors are the running mean and variance.
-        channels: By node of ``found``: the labels of its outputs.
+        reads: How many operators read the memory of a weight.
         skipped: Why contractions are not solved.
     """
 
     def __init__(self, space: SliceSpace, coupling: Coupling, plan: Plan) -> None:
         super().__init__(space, coupling, plan, run_on_all)
         self.found: dict[int, Target] = {}
-        self.statistics: dict[int, tuple[int, int]] = {}
-        self.channels: dict[int, Ids] = {}
+        self.reads: Counter[int] = Counter()
         self.skipped: list[str] = []
-        self._read: dict[int, list[int]] = {}
         # Which contraction a node's output derives from by itself.
         self._flows: dict[int, int] = {}
         self._call: tuple[Operator, Sequence[Any], dict[str, Any]]
@@ -97,11 +98,11 @@ class Targets(Planned):
     def run(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run the operator on all batches."""
         self._call = op, args, kwargs
-        if op.spec.normalises:
-            found = running_statistics(op.arguments(args, kwargs))
-            if found is not None:
-                self.statistics[node.index] = found
-        self._meet(node, op, tensors_among((*args, *kwargs.values())))
+        tensors = tensors_among((*args, *kwargs.values()))
+        if not op.func.is_view:
+            parametric = [self.record.nodes[source].parametric for source, _ in node.sources]
+            self.reads.update({memory_of(t) for t, is_one in zip(tensors, parametric, strict=True) if is_one})
+        self._meet(node, op, tensors)
         return super().run(node, op, args, kwargs)
 
     def _meet(self, node: Node, op: Operator, tensors: list[torch.Tensor]) -> None:
@@ -129,46 +130,40 @@ class Targets(Planned):
             self.found[reader] = replace(target, stream=Stream(source, rows, slope))
 
     def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:
-        """Keep what a contraction gives."""
+        """Keep what a contraction gives; of one that lost nothing too: what it reads went wrong before."""
         op, args, kwargs = self._call
-        rows = op.spec.rows
         read = [o for o in node.operands if not self.record.nodes[node.sources[o.position][0]].parametric]
-        if not (node.contracts and node.produced and len(read) == 1):
-            return labels
-        # Those that lost nothing are fitted too: what they read went wrong before.
-        arguments = op.arguments(args, kwargs)
-        tensors = tensors_among((*args, *kwargs.values()))
+        if node.contracts and node.produced and len(read) == 1:
+            why = self._keep(node, op.spec.rows, op.arguments(args, kwargs), read[0], out)
+            self.skipped += [why] if why else []
+        return labels
+
+    def _keep(self, node: Node, rows: Rows | None, arguments: dict[str, Any], read: Operand, out: torch.Tensor) -> str:
+        """Keep what a contraction gives, or say why not; a depthwise one whose outputs go too is no matter."""
+        tensors = tensors_among(arguments.values())
         added = arguments.get(rows.added) if rows is not None else None
-        plain = rows is not None and arguments[rows.activation] is tensors[read[0].position] and rows.count(arguments)
+        plain = rows is not None and arguments[rows.activation] is tensors[read.position] and rows.count(arguments)
         if rows is None or not plain or not (added is None or self._is_bias(node, added, tensors)):
-            self.skipped.append("it is no plain matrix product or convolution")
-            return labels
+            return "it is no plain matrix product or convolution"
         groups, _, entries = rows.matrix(arguments).shape
-        gone = self.gone(read[0].ids).reshape(groups, -1)
-        if gone.all(1).any():
-            return labels  # depthwise: its outputs go too
-        memory = memory_of(arguments[rows.weight])
-        self._read.setdefault(memory, []).append(node.index)
-        if len(self._read[memory]) > 1:
-            # Fitted to one of its uses, a weight would not fit the others.
-            first = self.found.pop(self._read[memory][0], None)
-            self.skipped += ["its weight is read more than once"] * (1 if first is None else 2)
-            return labels
+        if self.gone(read.ids).reshape(groups, -1).all(1).any():
+            return ""
         if entries > MOST_ENTRIES:
-            self.skipped.append(f"it reads more than {MOST_ENTRIES:,} entries")
-            return labels
+            return f"it reads more than {MOST_ENTRIES:,} entries"
         _, _, produced = node.produced[0]
         most = max(_ROWS, _ROWS_PER_ENTRY * entries) // len(of_all(out)) + 1
         index = picked(rows.count(arguments), most, node.index).to(out.device)
         stays = torch.from_numpy(np.flatnonzero(~self.gone(produced))).to(out.device)
-        target = Target(rows, index, rows.place(arguments, index), tuple(out.shape), stays, torch.zeros(0))
+        target = Target(
+            rows, memory_of(arguments[rows.weight]), index, rows.place(arguments, index), tuple(out.shape), produced,
+            stays, torch.zeros(0),
+        )  # fmt: skip
         # What is added comes on top of the fit too, or gives way to its offset.
         outputs = target.rows_of(out)[:, stays]
         outputs = outputs if added is None else outputs - added.detach().to(outputs)[stays]
         self.found[node.index] = replace(target, outputs=outputs)
-        self.channels[node.index] = produced
         self._flows[node.index] = node.index
-        return labels
+        return ""
 
     def _is_bias(self, node: Node, added: torch.Tensor, tensors: list[torch.Tensor]) -> bool:
         """Whether what an operator adds is one number for each output, and a weight."""
