@@ -46,7 +46,7 @@ def together(batches: Sequence[Any]) -> ManyBatches:
     if len(calls) != len(batches) or (len(calls) > 1 and any(call.function for call in calls)):
         raise InputError(
             "calibrate takes batches that are one call each: a tensor, a tuple of arguments or a dict of keyword "
-            "arguments."
+            "arguments, without labels: [x for x, _ in loader], if a loader gives both."
         )
     if all(call.kwargs.keys() == calls[0].kwargs.keys() for call in calls):
         names = list(calls[0].kwargs)

@@ -174,7 +174,7 @@ def from_batches(
         except Exception as error:
             raise InputError(
                 f"calibrate: {type(model).__name__} does not run with batch {number}, "
-                f"{', '.join(map(str, calls))}: {brief(error)}"
+                f"{', '.join(map(str, calls))}: {brief(error)}. Batches hold what the model takes, without labels."
             ) from error
     for index, moments in statistics.moments.items():
         if not torch.isfinite(torch.as_tensor(moments.second)).all():

@@ -221,6 +221,8 @@ def test_a_fit_is_never_worse_on_rows_that_were_held_out() -> None:
             "batch 3 is .* all have to be alike, and of the same shapes",
         ),
         (batches(2, 5, 8, 8), InputError, "calibrate: Sequential does not run with batch 1"),
+        ([(torch.zeros(2, 3, 8, 8), torch.zeros(2))], InputError, "does not run with batch 1, .* without labels"),
+        ([[torch.zeros(2, 3, 8, 8), torch.zeros(2)]], InputError, r"without labels: \[x for x, _ in loader\]"),
         ([lambda m: m(IMAGE), lambda m: m(IMAGE)], InputError, "batches that are one call each"),
     ],
 )

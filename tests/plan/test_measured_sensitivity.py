@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 import structprune
 from structprune import OptionError, Plan, PlanError
+from structprune.plan.trials_file import TrialsFile
 from tests.support.small import IMAGE, TinyResNet, chain
 
 RATIOS = (0.25, 0.5, 0.75)
@@ -297,6 +299,47 @@ def test_a_score_in_a_file_that_is_no_number_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"dense": 1.0', '"dense": NaN'))
     with pytest.raises(OptionError, match="is no file of trials"):
         _plan(model).sensitivity(model, score=lambda _: 1, path=path, **QUIET)
+
+
+def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trials.json"
+    TrialsFile(path, "Model", {}, {}, RATIOS).keep_dense(1.0)
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "version": document["version"] + 1}))
+    with pytest.raises(OptionError, match=r"is no file of trials .* version 1"):
+        TrialsFile(path, "Model", {}, {}, RATIOS)
+
+
+def test_a_write_that_fails_leaves_the_file_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "trials.json"
+    file = TrialsFile(path, "Model", {}, {}, RATIOS)
+    file.keep_dense(1.0)
+    before = path.read_text()
+    write = Path.write_text
+
+    def interrupted(self: Path, text: str, **options: Any) -> int:
+        write(self, text[: len(text) // 2], **options)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(OptionError, match=r"cannot be written \(disk full"):
+        file.keep(("a.weight",), 0.25, 0.5)
+    assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_changes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written beside it takes its place whole: nobody reads half a file."""
+    path, seen = tmp_path / "trials.json", []
+    file = TrialsFile(path, "Model", {}, {}, RATIOS)
+    before, replace = path.read_text(), os.replace
+
+    def looked_at(source: Any, target: Any) -> None:
+        seen.append((path.read_text() == before, json.loads(Path(source).read_text())["dense"]))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", looked_at)
+    file.keep_dense(2.0)
+    assert seen == [(True, 2.0)] and json.loads(path.read_text())["dense"] == 2.0
 
 
 def test_a_path_that_cannot_be_written_is_known_before_the_first_score(tmp_path: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import importlib
-from functools import partial
 from typing import Any
 
 from torch import nn
 
 from tests.real.bisection import Refused, nearest
-from tests.real.methods import Method
+from tests.real.methods import Method, every
 from tests.real.peers import give_gradients
 from tests.real.subject import Subject, Unavailable
 
@@ -21,12 +20,7 @@ _SCOPES = ("local", "global")
 
 def kirigami_methods() -> list[Method]:
     """Every metric in both scopes."""
-    made = []
-    for metric in _METRICS:
-        for scope in _SCOPES:
-            key = f"torch-kirigami: {metric}, {scope}"
-            made.append(Method(key, metric in _WITH_DATA, partial(_prune, key, metric, scope)))
-    return made
+    return every("torch-kirigami", _METRICS, _WITH_DATA, _SCOPES, _prune)
 
 
 def _prune(key: str, metric: str, scope: str, subject: Subject, share: float) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,6 +45,22 @@ class Method(NamedTuple):
     key: str
     data: bool
     prune: Callable[[Subject, float], nn.Module]
+
+
+def every(
+    library: str,
+    criteria: Iterable[str],
+    with_data: Iterable[str],
+    scopes: Iterable[str],
+    prune: Callable[..., nn.Module],
+) -> list[Method]:
+    """A method for every criterion of a library in every scope; ``prune(key, criterion, scope, subject, share)``."""
+    made = []
+    for criterion in criteria:
+        for scope in scopes:
+            key = f"{library}: {criterion}, {scope}"
+            made.append(Method(key, criterion in with_data, partial(prune, key, criterion, scope)))
+    return made
 
 
 def structprune_methods() -> list[Method]:

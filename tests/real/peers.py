@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch_pruning as tp
 from torch import nn
 
 from tests.real.bisection import nearest
-from tests.real.methods import Method
+from tests.real.methods import Method, every
 from tests.real.subject import Subject
 
 _CRITERIA: dict[str, Callable[[], Any]] = {
@@ -33,12 +32,7 @@ _SCOPES: dict[str, dict[str, bool]] = {
 
 def torch_pruning_methods() -> list[Method]:
     """Every criterion in every scope."""
-    made = []
-    for criterion in _CRITERIA:
-        for scope in _SCOPES:
-            key = f"torch-pruning: {criterion}, {scope}"
-            made.append(Method(key, criterion in _WITH_DATA, partial(_prune, key, criterion, scope)))
-    return made
+    return every("torch-pruning", _CRITERIA, _WITH_DATA, _SCOPES, _prune)
 
 
 def _prune(key: str, criterion: str, scope: str, subject: Subject, share: float) -> nn.Module:
