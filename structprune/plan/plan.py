@@ -88,11 +88,6 @@ class Plan:
         return self.row_scales
 
     @property
-    def refitted(self) -> set[str]:
-        """The tensors whose values were solved anew."""
-        return refitted_by(self.solved)
-
-    @property
     def cut(self) -> Cut:
         """The cut as the surgery takes it."""
         kept = {n: {d: np.array(i, dtype=np.int64) for d, i in dims.items()} for n, dims in self.kept.items()}

@@ -17,7 +17,7 @@ from structprune.ir.registry import Registry
 from structprune.meta.given import check_module
 from structprune.meta.replica import duplicate, held_tensors, walk
 from structprune.meta.surroundings import ordinary_tensors
-from structprune.plan.plan import Plan, carried_plan, plan_of
+from structprune.plan.plan import Plan, carried_plan, plan_of, refitted_by
 from structprune.select.options import read_rules
 from structprune.surgery.slicing import cut_values
 from structprune.tracing.checks import check_model
@@ -185,7 +185,7 @@ def _check_pair(plan: Plan, dense: nn.Module, pruned: nn.Module) -> None:
 def _changed_tensors(plan: Plan, dense: nn.Module, pruned: nn.Module) -> list[str]:
     """The parameters and buffers of the pruned model that are not the planned slices of the dense one's."""
     originals, cut = held_tensors(dense), plan.cut
-    free, refitted = plan.free_buffers(pruned), plan.refitted
+    free, refitted = plan.free_buffers(pruned), refitted_by(plan.solved)
     found = []
     for name, tensor in plan.tensors_of(pruned).items():
         if name in refitted:
