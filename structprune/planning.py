@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -62,6 +63,7 @@ def _made(model: nn.Module, weights: Mapping[str, torch.Tensor], settings: Setti
     examples = planner.examples
     del planner  # and what it measured
     if settings.calibrate:
+        gc.collect()  # of circles too: second moments are large
         return reconstructed(plan, model, examples, settings.calibrate)
     return compensated(plan, model, examples, settings.compensate) if settings.compensate else plan
 

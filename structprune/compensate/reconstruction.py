@@ -39,8 +39,6 @@ from structprune.verify.runs import DiffersError, left_by
 
 # What the outputs are multiplied with must be this share of the largest factor, to mend what they are added to.
 _REACHES = 1e-2
-# The share of a variance that is rounding.
-_NOTHING = 1e-9
 
 
 def reconstructed(plan: Plan, model: nn.Module, examples: Invocations, batches: Sequence[Any]) -> Plan:
@@ -123,7 +121,7 @@ class _Solver:
 
     def __call__(self, node: Node, op: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operator; ``node`` is the dense network's run of it."""
-        target = self._targets.found.get(node.index)
+        target = self._targets.found.pop(node.index, None)  # they are large
         if target is not None:
             self._solve(node, op, target, args, kwargs)
         out = run_on_all(op, args, kwargs)
@@ -154,7 +152,7 @@ class _Solver:
         if fit is None:
             self._skipped.append("there are fewer than five rows, or what it reads or gives is not finite")
             return
-        if fit.before < _NOTHING:
+        if fit.nothing_wrong:
             return  # before the cut
         weight.copy_(rows.weight_of(fit.matrix.to(weight), arguments))
         self._changed.add(name)

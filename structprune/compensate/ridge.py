@@ -14,6 +14,8 @@ import torch
 # The strengths that are tried, in units of the inputs' mean variance.
 _STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _HELD_OUT = 5  # one row in so many
+# The share of a variance that is rounding.
+_NOTHING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Fit:
     Attributes:
         matrix: ``(groups, outputs, entries)``.
         offset: What is added to its outputs, ``(groups * outputs,)``.
-        strength: How strongly it was held near to the matrix before, in units of the inputs' mean variance.
+        strength: How strongly it was held near to the matrix before, in units of the inputs' mean variance; 0 where it
+            is the matrix before.
         before: The error of the matrix before, on rows that were held out, as a share of the outputs' variance; the
             mean of the outputs is met.
         after: The same of the new one.
@@ -34,6 +37,11 @@ class Fit:
     strength: float
     before: float
     after: float
+
+    @property
+    def nothing_wrong(self) -> bool:
+        """Whether the matrix before gives what is wanted: it reads what it always read."""
+        return self.before < _NOTHING
 
 
 def fitted(inputs: torch.Tensor, outputs: torch.Tensor, matrix: torch.Tensor, *, centred: bool = True) -> Fit | None:
@@ -62,8 +70,12 @@ def fitted(inputs: torch.Tensor, outputs: torch.Tensor, matrix: torch.Tensor, *,
         wrong = rest_y - rest_x @ of.transpose(1, 2).to(rest_x) - seen.offset(of).to(rest_y)
         return float(wrong.square().mean()) / spread
 
+    before = error(start)
+    unchanged = Fit(start, seen.offset(start).flatten(), 0.0, before, before)
+    if unchanged.nothing_wrong:
+        return unchanged
     errors = {strength: error(seen.solved(start, strength)) for strength in _STRENGTHS}
-    before, best = error(start), min(errors, key=errors.__getitem__)
+    best = min(errors, key=errors.__getitem__)
     after = errors[best]
     whole = seen.with_rows(rest_x, rest_y)
     if not after < before:
@@ -100,7 +112,7 @@ class _Sums:
         entries = self._xx.shape[1]
         size = self._xx.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-12
         system = self._xx + strength * size * torch.eye(entries, dtype=self._xx.dtype, device=self._xx.device)
-        step: torch.Tensor = torch.linalg.solve(system, self._xy - self._xx @ start.transpose(1, 2))
+        step = torch.cholesky_solve(self._xy - self._xx @ start.transpose(1, 2), torch.linalg.cholesky(system))
         return start + step.transpose(1, 2)
 
     def offset(self, matrix: torch.Tensor) -> torch.Tensor:

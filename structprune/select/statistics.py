@@ -72,8 +72,9 @@ class Moments:
         self.count += len(rows)
         self.first = self.first + own.double().sum(1)
         more = own.transpose(1, 2) @ own
-        # Those of wide ones are gigabytes as it is.
-        self.second = self.second + (more if more.shape[1] > WIDE else more.double())
+        # Those of wide ones are gigabytes as it is. Added in place: the heap stays whole.
+        more = more if more.shape[1] > WIDE else more.double()
+        self.second = self.second.add_(more) if isinstance(self.second, torch.Tensor) else more
 
     def covariance(self, group: int) -> torch.Tensor:
         """Of a group's inputs, ``(entries, entries)``."""
@@ -308,13 +309,16 @@ def picked(count: int, most: int, seed: int) -> torch.Tensor:
 
 
 def _add(powers: dict[int, Power], node: int, tensor: torch.Tensor, dim: int) -> None:
-    rows = tensor.detach().double().movedim(dim, 0).reshape(tensor.shape[dim], -1)
-    first, second = rows.sum(1).cpu(), rows.square().sum(1).cpu()
-    known = powers.get(node)
+    length, rest = tensor.shape[dim], [d for d in range(tensor.ndim) if d != dim % tensor.ndim]
+    values = tensor.detach().double()
+    # One number for each is summed over no dimension, where PyTorch takes none for all.
+    first = (values.sum(rest) if rest else values).cpu()
+    second = (torch.linalg.vector_norm(values, dim=rest) if rest else values).square().cpu()
+    count, known = values.numel() // max(1, length), powers.get(node)
     if known is None:
-        powers[node] = Power(rows.shape[1], first, second)
-    elif len(known.first) == len(first):
-        powers[node] = Power(known.count + rows.shape[1], known.first + first, known.second + second)
+        powers[node] = Power(count, first, second)
+    elif len(known.first) == length:
+        powers[node] = Power(known.count + count, known.first + first, known.second + second)
 
 
 def behind(record: Record) -> dict[int, list[Node]]:
