@@ -1,9 +1,13 @@
 """How much a network's activations change if a channel goes: its predicted output error.
 
-A channel ``j`` that a contraction ``y = W x`` reads adds ``W[:, j] x[j]`` to what it gives. Without the channel, and
-with its mean made up for, ``y`` is wrong by ``W[:, j] (x[j] - mean)``, whose power is ``var(x[j]) * sum_o W[o, j]^2``.
-It is held against the power of what ``y`` becomes a part of: of the batch norm's output behind it, and of the residual
-stream that it is added to. So what layers lose can be compared. All that reads a channel is added up.
+A channel ``j`` that a contraction ``y = W x`` reads adds ``W[:, j] x[j]`` to what it gives. Without the channel ``y``
+is wrong by that, whose power is ``mean(x[j]^2) * sum_o W[o, j]^2``. In a convolution ``W[o, j]`` are several taps:
+the mean of ``x[j]`` is multiplied with their sum, and so is what varies, as far as neighbouring positions are alike.
+The error is held against the power of what ``y`` becomes a part of: of the batch norm's output behind it, and of the
+residual stream that it is added to. So what layers lose can be compared. All that reads a channel is added up.
+
+Means count, though compensation makes up for them: without data they are known roughly, and to count them keeps more of
+trained networks than to leave them out (``docs/quality.md``).
 
 Without data the variances are those of runs with the network's own weights on random inputs, in which every batch norm
 gives what it gives in a trained network, see ``structprune.meta.pseudo``. With batches they are those of the batches;
@@ -41,6 +45,10 @@ from structprune.select.statistics import (
 )
 from structprune.tracing.groups import DependencyGraph, Group
 from structprune.tracing.session import has_values
+
+# How alike a channel's values are at neighbouring positions: how much that is differs from layer to layer and is not
+# known without data. Audio and images are smooth: weights that cancel out over a kernel's taps read little.
+_ALIKE = 0.5
 
 
 class PredictedError:
@@ -227,22 +235,24 @@ class _Known:
 
 def _errors(statistics: Statistics, index: int, reader: Reader, norm: Norm | None, dilution: float) -> Vector | None:
     """The share of what is there that is wrong without an entry, for every entry that a contraction reads."""
-    variance = statistics.read[index].variance
+    read = statistics.read[index]
     if reader.weighs:
-        squares = by_output(reader)
+        alone, together = by_output(reader)
         if norm is not None:
-            squares = squares * norm.scale[:, None]
-        groups, rest = divmod(len(variance), squares.shape[1])
-        if rest or len(squares) % max(groups, 1):
+            alone, together = alone * norm.scale[:, None], together * norm.scale[:, None]
+        groups, rest = divmod(len(read.first), alone.shape[1])
+        if rest or len(alone) % max(groups, 1):
             return None
         # In a grouped convolution a channel is read by the outputs of its group.
-        noise = variance * squares.reshape(groups, -1, squares.shape[1]).sum(1).flatten()
+        alone, together = (of.reshape(groups, -1, of.shape[1]).sum(1).flatten() for of in (alone, together))
+        # What goes is a mean, which is the same at all taps, and what varies about it.
+        noise = read.variance * torch.lerp(alone, together, _ALIKE) + (read.mean_square - read.variance) * together
     else:
         other = statistics.others[index]
-        if len(other.second) != len(variance):
+        if len(other.second) != len(read.first):
             return None
         # Of two activations the other's power stands for the weights. Every output is a sum over these entries.
-        noise = variance * other.mean_square
+        noise = read.mean_square * other.mean_square
     whole = float(noise.sum()) if norm is None else norm.power
     if not (whole > 0 and torch.isfinite(noise).all()):
         return None

@@ -330,14 +330,17 @@ def behind(record: Record) -> dict[int, list[Node]]:
     return found
 
 
-def by_output(reader: Reader) -> torch.Tensor:
-    """The squares of a weight, by output (rows) and by entry that it reads; summed over a kernel's taps."""
-    squares = reader.other.detach().double().cpu().square()
+def by_output(reader: Reader) -> tuple[torch.Tensor, torch.Tensor]:
+    """By output (rows) and by entry that it reads: the squares of a weight, and the square of their sum, over taps.
+
+    The first is what a kernel makes of values that are independent of each other, the second of values that are the
+    same at all its taps.
+    """
+    weight = reader.other.detach().double().cpu()
     if reader.out_dim is None:
-        return squares.movedim(reader.other_dim, 0).flatten(1).sum(1)[None]
-    order = (
-        reader.out_dim,
-        reader.other_dim,
-        *(d for d in range(squares.ndim) if d not in (reader.out_dim, reader.other_dim)),
-    )
-    return squares.permute(order).flatten(2).sum(2) if squares.ndim > 2 else squares.permute(order)
+        taps = weight.movedim(reader.other_dim, 0).flatten(1)
+        return taps.square().sum(1)[None], taps.square().sum(1)[None]
+    ends = reader.out_dim, reader.other_dim
+    taps = weight.permute(*ends, *(d for d in range(weight.ndim) if d not in ends))
+    taps = taps.reshape(*taps.shape[:2], -1)
+    return taps.square().sum(2), taps.sum(2).square()

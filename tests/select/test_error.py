@@ -61,16 +61,19 @@ def scored(model: nn.Module, inputs: Any, name: str) -> Vector:
 
 
 def by_formula(model: Block) -> Vector:
-    """What reads a channel multiplies it with, times its variance, over what the second batch norm gives."""
+    """The power of what reads a channel makes of it, half of what varies being the same at all taps."""
     scale = model.norm2.weight**2 / (model.norm2.running_var + model.norm2.eps)  # type: ignore[operator]
-    weight = model.second.weight.square().sum((2, 3))
-    whole = torch.zeros(8, 12)
-    each = 12 // model.second.groups
+    each, errors = 12 // model.second.groups, np.zeros(12)
     for out in range(8):
         group = out // (8 // model.second.groups)
-        whole[out, group * each : (group + 1) * each] = weight[out]
-    errors = (scale[:, None] * whole).sum(0) * model.norm1.weight**2 / model.norm2.weight.square().sum()
-    return errors.detach().double().numpy()
+        for entry in range(each):
+            channel = group * each + entry
+            taps = model.second.weight[out, entry].flatten().tolist()
+            deviation, mean = model.norm1.weight[channel].item(), model.norm1.bias[channel].item()
+            power = mean**2 * sum(taps) ** 2
+            power += deviation**2 * (sum(taps) ** 2 + sum(tap**2 for tap in taps)) / 2
+            errors[channel] += scale[out].item() * power
+    return errors / model.norm2.weight.square().sum().item()
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -94,7 +97,7 @@ def test_beside_a_stream_it_weighs_less() -> None:
 
 
 def test_it_predicts_what_removing_a_channel_does() -> None:
-    """Held against the outputs themselves: of channels that go alone, with their mean made up for."""
+    """Held against the outputs themselves, of channels that go alone."""
     model = Block().eval()
     torch.manual_seed(1)
     with torch.no_grad():
@@ -103,7 +106,7 @@ def test_it_predicts_what_removing_a_channel_does() -> None:
         errors = []
         for channel in range(12):
             without = hidden.clone()
-            without[channel] = hidden[channel].mean()
+            without[channel] = 0
             errors.append(float((_behind(model, without) - whole).square().sum() / whole.var(1).sum() / whole.shape[1]))
     predicted = scored(model, IMAGE, "first.weight")
     # The formula takes the running variance for that of these numbers, which is the same in all channels here.
@@ -166,7 +169,8 @@ def test_scores_of_layers_are_held_against_each_other() -> None:
         nn.Conv2d(16, 8, 1), trained(nn.BatchNorm2d(8)),
     ).eval()  # fmt: skip
     with torch.no_grad():
-        model[1].weight *= 1e-3  # hardly vary
+        model[1].weight *= 1e-3  # next to nothing
+        model[1].bias *= 1e-3
     options: Any = {"example_inputs": IMAGE, "scope": "global", "round_to": 1, "keep_representation": False}
     removed = [g.removed for g in structprune.plan_pruning(model, 0.4, importance="error", **options).groups]
     assert removed[0] == 12 and removed[1] == 0
