@@ -46,8 +46,8 @@ def main() -> int:
             if not options.keep:
                 shutil.rmtree(folder, ignore_errors=True)
         print(f"torch {result['torch']}: {counted(result)}", flush=True)
-        stored[result["torch"]] = result
-        options.out.write_text(json.dumps(dict(sorted(stored.items(), key=_by_version)), indent=1) + "\n")
+        stored[f"{result['torch']}, Python {result['python'].rpartition('.')[0]}"] = result
+        options.out.write_text(json.dumps(dict(sorted(stored.items(), key=_by_versions)), indent=1) + "\n")
     if options.markdown:
         options.markdown.write_text(page(stored))
     return 0 if all(not result["failed"] for result in stored.values()) else 1
@@ -120,7 +120,7 @@ def counted(result: dict[str, Any]) -> str:
 
 def page(stored: dict[str, dict[str, Any]]) -> str:
     """``docs/versions.md``: what is not green comes first."""
-    bad = [f"{torch} ({counted(result)})" for torch, result in stored.items() if result["failed"]]
+    bad = [f"{name} ({counted(result)})" for name, result in stored.items() if result["failed"]]
     verdict = f"Not green: {'; '.join(bad)}." if bad else "All versions in the table are green."
     lines = [
         "# Versions",
@@ -136,17 +136,18 @@ def page(stored: dict[str, dict[str, Any]]) -> str:
         "| PyTorch | Python | numpy | passed | skipped | failed | date |",
         "|---|---|---|---:|---:|---:|---|",
     ]
-    for torch, result in stored.items():
+    for result in stored.values():
         lines.append(
-            f"| {torch} | {result['python']} | {result['numpy']} | {result['passed']:,} | {result['skipped']:,} "
-            f"| {len(result['failed'])} | {result['date']} |"
+            f"| {result['torch']} | {result['python']} | {result['numpy']} | {result['passed']:,} "
+            f"| {result['skipped']:,} | {len(result['failed'])} | {result['date']} |"
         )
-    failed = sorted({f"- {torch}: `{name}`" for torch, result in stored.items() for name in result["failed"]})
+    failed = sorted({f"- {names}: `{test}`" for names, result in stored.items() for test in result["failed"]})
     return "\n".join([*lines, *(["", "## Failed", "", *failed] if failed else [])]) + "\n"
 
 
-def _by_version(item: tuple[str, dict[str, Any]]) -> list[int]:
-    return [int(part) for part in item[0].split(".") if part.isdigit()]
+def _by_versions(item: tuple[str, dict[str, Any]]) -> list[int]:
+    torch, python = item[1]["torch"], item[1]["python"]
+    return [int(part) for part in f"{torch}.{python}".split(".") if part.isdigit()]
 
 
 if __name__ == "__main__":
