@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from structprune.ir.registry import Registry
+from structprune.ir.registry import Registry, read_rules
 from structprune.ir.slices import Mask
 from structprune.meta.forward import collection_paused
 from structprune.meta.replica import Model, held_tensors
@@ -22,7 +22,7 @@ from structprune.plan.removal import read_channels, removal
 from structprune.planning import make_plan
 from structprune.resolve.resolution import resolve
 from structprune.select.budget import select
-from structprune.select.options import Granularity, PruningOptions, Ratio, Settings, read_rules, read_settings
+from structprune.select.options import Granularity, PruningOptions, Ratio, Settings, read_settings
 from structprune.surgery.optimizer_state import check_optimizer
 from structprune.tracing.checks import check_model
 from structprune.tracing.groups import DependencyGraph

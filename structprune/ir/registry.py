@@ -9,7 +9,7 @@ from weakref import WeakSet
 from torch import nn
 
 from structprune.compat import schema_of
-from structprune.errors import RuleError, described
+from structprune.errors import OptionError, RuleError, described
 from structprune.ir.operators import Operator, OperatorSpec, Rule
 
 # Arguments that say how large something is: where they follow a cut, shapes and labels show whether they are right.
@@ -180,3 +180,14 @@ def _operator(func: Any, registry: Registry) -> Operator:
         tuple(n for n in names if n not in _SIZES | _PLACES and n not in spec.sizes),
         spec,
     )
+
+
+def read_rules(rules: Any) -> Registry | None:
+    """Check an option ``rules``.
+
+    Raises:
+        OptionError: It is no registry.
+    """
+    if rules is not None and not isinstance(rules, Registry):
+        raise OptionError(f"rules is {described(rules)}; expected a structprune.rules.Registry.")
+    return rules

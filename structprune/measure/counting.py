@@ -21,6 +21,7 @@ from structprune.compat import (
     tree_leaves,
 )
 from structprune.errors import InputError
+from structprune.ir.registry import Registry
 from structprune.ir.tensors import tensors_of
 from structprune.meta.costs import nbytes, operator_flops, written_bytes
 from structprune.meta.forward import module_paths, unseen
@@ -73,8 +74,9 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # They arrive here too, where they are refused by name.
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, rules: Registry | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._rules = rules or OPERATORS
         self.stack: list[str] = []
         self.tallies: dict[str, Tally] = {}
         self.by_operator: Counter[str] = Counter()
@@ -102,7 +104,7 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         raise InputError(unseen(operator, self._path()))
 
     def _counted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        op = OPERATORS.of(func)
+        op = self._rules.of(func)
         self.ran += 1
         out = run_on_meta(op, args, kwargs)
         tally = self.tallies.setdefault(self._path(), Tally())

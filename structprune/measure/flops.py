@@ -12,6 +12,7 @@ from torch import nn
 from structprune.compat import tree_leaves
 from structprune.errors import InputError, ModelError, brief
 from structprune.inputs import Invocations, infer_inputs, read_inputs
+from structprune.ir.registry import Registry, read_rules
 from structprune.measure.counting import CountingMode, Tally, counting_modules
 from structprune.measure.quantities import scaled
 from structprune.meta.caches import undisturbed
@@ -112,7 +113,9 @@ class FlopCount:
 
 
 @ordinary_tensors()
-def count_flops(model: nn.Module, example_inputs: Any = None, *, training: bool = False) -> FlopCount:
+def count_flops(
+    model: nn.Module, example_inputs: Any = None, *, training: bool = False, rules: Registry | None = None
+) -> FlopCount:
     """Count the multiply-accumulates, parameters and activations of a model.
 
     The model runs on the meta device: nothing is computed, no weight is copied, and the model is
@@ -127,6 +130,7 @@ def count_flops(model: nn.Module, example_inputs: Any = None, *, training: bool 
             calls (their counts add up), or a callable ``model -> output``. Inferred if not given.
         training: Count a forward in training mode and the backward of it. Frozen parameters need no
             gradient, the first layer computes none for its input.
+        rules: What you know of operators, as for ``prune_model``: their ``flops`` are counted.
 
     Returns:
         The counts, for the whole batch of the example inputs.
@@ -140,10 +144,12 @@ def count_flops(model: nn.Module, example_inputs: Any = None, *, training: bool 
         >>> structprune.count_flops(structprune.demo.resnet50()).macs
         4089184256
     """
-    return counted(model, example_inputs, training=training)[0]
+    return counted(model, example_inputs, training=training, rules=read_rules(rules))[0]
 
 
-def counted(model: nn.Module, example_inputs: Any = None, *, training: bool = False) -> tuple[FlopCount, Invocations]:
+def counted(
+    model: nn.Module, example_inputs: Any = None, *, training: bool = False, rules: Registry | None = None
+) -> tuple[FlopCount, Invocations]:
     """Count a model, and return the calls that were counted too: they may have been inferred."""
     check_module(model)
     _check_initialised(model)
@@ -153,7 +159,7 @@ def counted(model: nn.Module, example_inputs: Any = None, *, training: bool = Fa
         try:
             # Called under inference mode there would be no backward to count.
             with torch.inference_mode(False):
-                return _count(model, calls, training), calls
+                return _count(model, calls, training, rules), calls
         except (ModelError, InputError):
             raise
         except Exception as error:
@@ -171,10 +177,10 @@ def _check_initialised(model: nn.Module) -> None:
             raise ModelError(f"{name} is not initialised: run one forward, so that lazy modules take their shapes.")
 
 
-def _count(model: nn.Module, calls: Invocations, training: bool) -> FlopCount:
+def _count(model: nn.Module, calls: Invocations, training: bool, rules: Registry | None) -> FlopCount:
     # A forward may change what a model holds: every count gets its own copy.
     replica = meta_replica(model)
-    mode = CountingMode(replica)
+    mode = CountingMode(replica, rules)
     on_meta = [call.mapped(to_meta) for call in calls]
     with (
         running(replica, training),

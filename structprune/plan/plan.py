@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from structprune.errors import OptionError, PlanError
-from structprune.ir.registry import Registry
+from structprune.ir.registry import Registry, read_rules
 from structprune.ir.slices import Vector
 from structprune.meta.forward import collection_paused
 from structprune.meta.replica import Model, held_tensors, named_tensors, walk
@@ -22,7 +22,6 @@ from structprune.plan import schema
 from structprune.plan.composition import Cuts, composed, remainder
 from structprune.plan.printing import in_full, in_one_line
 from structprune.plan.sensitivity import GroupPlan, MeasuredSensitivity, Sensitivity, TrialOptions
-from structprune.select.options import read_rules
 from structprune.surgery.attributes import holds_size, read_held
 from structprune.surgery.cut import AttributeChange, Cut, Solved
 from structprune.surgery.optimizer_state import check_optimizer

@@ -18,11 +18,12 @@ import torch
 from torch import nn
 
 from structprune.errors import OptionError, described, nearest
+from structprune.ir.registry import read_rules
 from structprune.ir.slices import merged
 from structprune.plan.plan import Plan
 from structprune.plan.sensitivity import MeasuredSensitivity, TrialOptions
 from structprune.plan.trials_file import TrialsFile
-from structprune.select.options import IMPORTANCES, PruningOptions, Settings, read_rules, read_settings
+from structprune.select.options import IMPORTANCES, PruningOptions, Settings, read_settings
 from structprune.select.partitions import partitions_of, tied_partitions
 from structprune.tracing.groups import DependencyGraph
 

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from structprune.compat import NormWithStatistics
 from structprune.errors import OptionError, described, nearest
-from structprune.ir.registry import Registry
+from structprune.ir.registry import Registry, read_rules
 from structprune.measure.runner import LatencyOptions, read_setting
 from structprune.select.patterns import Names, matches
 from structprune.tracing.groups import DependencyGraph, Group
@@ -224,17 +224,6 @@ def read_settings(ratio: Any, granularity: Any, model: nn.Module, options: Mappi
         target=target,
         rules=read_rules(options.get("rules")),
     )
-
-
-def read_rules(rules: Any) -> Registry | None:
-    """Check an option ``rules``.
-
-    Raises:
-        OptionError: It is no registry.
-    """
-    if rules is not None and not isinstance(rules, Registry):
-        raise OptionError(f"rules is {described(rules)}; expected a structprune.rules.Registry.")
-    return rules
 
 
 def _read_target(ratio: Any, options: Mapping[str, Any]) -> Target | None:

@@ -13,12 +13,11 @@ from torch import nn
 from structprune.compat import NormWithStatistics
 from structprune.errors import OptionError, PlanError
 from structprune.inputs import Invocations
-from structprune.ir.registry import Registry
+from structprune.ir.registry import Registry, read_rules
 from structprune.meta.given import check_module
 from structprune.meta.replica import duplicate, held_tensors, walk
 from structprune.meta.surroundings import ordinary_tensors
 from structprune.plan.plan import Plan, carried_plan, plan_of, refitted_by
-from structprune.select.options import read_rules
 from structprune.surgery.slicing import cut_values
 from structprune.tracing.checks import check_model
 from structprune.tracing.discovery import is_float

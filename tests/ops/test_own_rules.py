@@ -473,6 +473,8 @@ def test_a_plan_says_what_its_macs_leave_out_and_which_rules_did_not_run() -> No
     counted = of("twice", passing, flops=lambda args, kwargs, out: 200 * out.numel())
     more = structprune.plan_pruning(Between("twice"), 0.5, example_inputs=X, keep_representation=False, rules=counted)
     assert more.macs[0] == plan.macs[0] + 100 * 3 * 16 and not any("leave out" in note for note in more.notes)
+    assert structprune.count_flops(Between("twice"), X, rules=counted).macs == more.macs[0]
+    assert "ownrules::twice" in structprune.count_flops(Between("twice"), X).uncounted
     with pytest.raises(RuleError, match="The FLOPs of ownrules::twice, as its spec has them: TypeError"):
         wrong = of("twice", passing, flops=lambda out: 1)
         structprune.plan_pruning(Between("twice"), 0.5, example_inputs=X, keep_representation=False, rules=wrong)
