@@ -69,12 +69,13 @@ def prune_model(
             - ``scope``: the ratio in every layer (``"local"``), over all (``"global"``), or over those that are alike.
             - ``max_ratio``: the largest share that any layer may lose, one for all or by pattern.
             - ``uniform``: whether layers that repeat keep one width.
-            - ``compensate``: ``True``, or batches: biases make up for what is removed.
+            - ``compensate``: ``True``, ``"auto"``, or batches: biases make up for what is removed.
             - ``calibrate``: batches, by which channels are chosen and the weights that read them solved anew.
             - ``round_to``: what widths are a multiple of; ``"auto"`` is 8 from 64 on, 1 is off.
             - ``ignore``: modules or parameters that stay, by pattern or themselves.
             - ``keep_representation``: whether the input of the last layers stays whole.
             - ``allow_untraced``: whether parameters that no forward read are no matter.
+            - ``progress``: whether ``calibrate`` shows a bar.
             - ``rules``: what you know of operators and modules, a ``structprune.rules.Registry``.
 
     Returns:

@@ -64,7 +64,7 @@ def _made(model: nn.Module, weights: Mapping[str, torch.Tensor], settings: Setti
     del planner  # and what it measured
     if settings.calibrate:
         gc.collect()  # of circles too: second moments are large
-        return reconstructed(plan, model, examples, settings.calibrate)
+        return reconstructed(plan, model, examples, settings.calibrate, settings.progress)
     return compensated(plan, model, examples, settings.compensate) if settings.compensate else plan
 
 

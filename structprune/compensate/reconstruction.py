@@ -31,6 +31,7 @@ from structprune.ir.slices import Coupling, Labels, Mask, SliceSpace
 from structprune.ir.tensors import memory_of
 from structprune.meta.replica import held_tensors
 from structprune.plan.plan import Plan
+from structprune.progress import Advance, progress_bar
 from structprune.surgery.cut import Solved
 from structprune.surgery.slicing import cut_copy
 from structprune.tracing.replay import Replay
@@ -41,7 +42,9 @@ from structprune.verify.runs import DiffersError, left_by
 _REACHES = 1e-2
 
 
-def reconstructed(plan: Plan, model: nn.Module, examples: Invocations, batches: Sequence[Any]) -> Plan:
+def reconstructed(
+    plan: Plan, model: nn.Module, examples: Invocations, batches: Sequence[Any], progress: bool | None = False
+) -> Plan:
     """Solve the weights behind the cut anew.
 
     Args:
@@ -49,6 +52,7 @@ def reconstructed(plan: Plan, model: nn.Module, examples: Invocations, batches: 
         model: The dense model with its values; it is not changed.
         examples: Calls that it was traced with.
         batches: What to calibrate with, each as ``example_inputs``, all of the same shapes.
+        progress: Whether a bar is shown; ``None``: where stderr is a terminal.
 
     Returns:
         The plan with the new values of those weights, and of the biases and batch norms behind them. What cannot be
@@ -80,7 +84,8 @@ def reconstructed(plan: Plan, model: nn.Module, examples: Invocations, batches: 
     places = Vectors(space, roots, dense)
     solver = _Solver(model, cut_copy(model, plan.cut), plan, dense, targets, places)
     replay = Replay(dense, space, roots, None, present, solver, any_numbers=bool(plan.row_scales))
-    _run_cut(solver, call, labels, replay, present)
+    with progress_bar(progress, len(targets.found)) as solver.advance:
+        _run_cut(solver, call, labels, replay, present)
     return solver.result(targets.skipped)
 
 
@@ -106,6 +111,7 @@ class _Solver:
         self, dense: nn.Module, model: nn.Module, plan: Plan, record: Record, targets: Targets, vectors: Vectors
     ) -> None:
         self.model = model
+        self.advance: Advance
         self._plan = plan
         self._dense = held_tensors(dense)
         self._tensors = held_tensors(model)
@@ -123,7 +129,9 @@ class _Solver:
         """Run an operator; ``node`` is the dense network's run of it."""
         target = self._targets.found.pop(node.index, None)  # they are large
         if target is not None:
+            self.advance("calibrate: weights", 0)
             self._solve(node, op, target, args, kwargs)
+            self.advance("calibrate: weights", 1)
         out = run_on_all(op, args, kwargs)
         for number, tensor in enumerate(op.results(args, kwargs, out)):
             if (node.index, number) in self._wanted:

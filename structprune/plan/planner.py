@@ -183,6 +183,7 @@ def plain_settings(settings: Settings) -> dict[str, Any]:
     plain["target"] = settings.target.asked if settings.target else None
     plain["finer"] = list(settings.finer) if settings.finer else None
     channels = {name: list(indices) for name, indices in plain.pop("channels").items()}
+    plain.pop("progress")
     plain["rules"] = settings.rules.added if settings.rules else []
     return {**plain, "ignore": list(settings.ignore), **({"channels": channels} if channels else {})}
 

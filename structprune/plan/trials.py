@@ -5,9 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -23,6 +21,7 @@ from structprune.ir.slices import merged
 from structprune.plan.plan import Plan
 from structprune.plan.sensitivity import MeasuredSensitivity, TrialOptions
 from structprune.plan.trials_file import TrialsFile
+from structprune.progress import progress_bar
 from structprune.select.options import IMPORTANCES, PruningOptions, Settings, read_settings
 from structprune.select.partitions import partitions_of, tied_partitions
 from structprune.tracing.groups import DependencyGraph
@@ -40,13 +39,13 @@ class Asked:
         score: The user's measure of a model.
         ratios: The shares to cut every group by, ascending.
         path: Where finished trials are kept.
-        progress: Whether a bar is shown.
+        progress: Whether a bar is shown; ``None``: where stderr is a terminal.
     """
 
     score: Callable[[Any], Any]
     ratios: tuple[float, ...]
     path: Path | None
-    progress: bool
+    progress: bool | None
 
 
 def read_asked(options: Mapping[str, Any]) -> Asked:
@@ -70,7 +69,7 @@ def read_asked(options: Mapping[str, Any]) -> Asked:
         score=score,
         ratios=_read_ratios(options.get("ratios", RATIOS)),
         path=None if path is None else Path(path),
-        progress=sys.stderr.isatty() if progress is None else bool(progress),
+        progress=None if progress is None else bool(progress),
     )
 
 
@@ -163,7 +162,7 @@ def run_trials(
     Raises:
         OptionError: The score is no finite number, or the file cannot be written.
     """
-    with _bar(asked.progress, 1 + len(together) * len(asked.ratios)) as advance:
+    with progress_bar(asked.progress, 1 + len(together) * len(asked.ratios)) as advance:
         advance("the dense model", 0)
         if file.dense is None:
             file.keep_dense(_scored(asked, dense, model, "the dense model"))
@@ -212,24 +211,3 @@ def _scored(asked: Asked, plan: Plan, model: nn.Module, what: str) -> float:
             "validation data."
         )
     return score
-
-
-@contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Callable[[str, int], None]]:
-    """A progress bar over trials on stderr, or nothing; it takes what is tried, and how many trials are done."""
-    if not shown:
-        yield lambda said, steps: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    # Names may hold brackets.
-    columns = (
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda said, steps: bar.update(task, description=said, advance=steps)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from structprune.ir.slices import Ids
+from structprune.progress import Advance, progress_bar
 from structprune.select.scores import Scores
 from structprune.select.statistics import WIDE
 
@@ -42,35 +43,43 @@ class Reading:
     matrix: torch.Tensor
 
 
-def eliminated(readings: Sequence[Reading], candidates: Ids, fixed: Scores) -> Scores:
+def eliminated(readings: Sequence[Reading], candidates: Ids, fixed: Scores, progress: bool | None = False) -> Scores:
     """The error that the removal of every channel makes, given that all cheaper ones have gone before it.
 
     Args:
         readings: All that read the channels.
         candidates: The channels that may go, by the id that stands for each.
         fixed: By id: an error that its removal makes besides, whatever else has gone.
+        progress: Whether a bar is shown; ``None``: where stderr is a terminal.
 
     Returns:
         By id: the errors, rising in the order in which the channels go; 0 for all other ids.
     """
     scores = np.zeros(len(fixed))
-    for channels, own in _components(readings, candidates):
-        readers = [_Reader(reading, channels) for reading in own]
-        base = torch.from_numpy(fixed[channels])
-        alive = torch.ones(len(channels), dtype=torch.bool)
-        at_once = max(1, len(channels) // _STEPS)
-        highest = 0.0
-        while alive.any():
-            costs = base + sum(reader.costs(len(channels)) for reader in readers)
-            costs[~alive] = torch.inf
-            taken = costs.argsort()[: min(at_once, int(alive.sum()))]
-            for channel in taken.tolist():
-                highest = max(highest, float(costs[channel]))
-                scores[channels[channel]] = highest
-            alive[taken] = False
-            for reader in readers:
-                reader.remove(taken)
+    with progress_bar(progress, len(candidates)) as advance:
+        for channels, own in _components(readings, candidates):
+            _rank(channels, own, fixed, scores, advance)
     return scores
+
+
+def _rank(channels: Ids, readings: list[Reading], fixed: Scores, scores: Scores, advance: Advance) -> None:
+    """Write the errors of channels that are read together."""
+    readers = [_Reader(reading, channels) for reading in readings]
+    base = torch.from_numpy(fixed[channels])
+    alive = torch.ones(len(channels), dtype=torch.bool)
+    at_once = max(1, len(channels) // _STEPS)
+    highest = 0.0
+    while alive.any():
+        costs = base + sum(reader.costs(len(channels)) for reader in readers)
+        costs[~alive] = torch.inf
+        taken = costs.argsort()[: min(at_once, int(alive.sum()))]
+        for channel in taken.tolist():
+            highest = max(highest, float(costs[channel]))
+            scores[channels[channel]] = highest
+        alive[taken] = False
+        for reader in readers:
+            reader.remove(taken)
+        advance("calibrate: channels", len(taken))
 
 
 def _components(readings: Sequence[Reading], candidates: Ids) -> list[tuple[Ids, list[Reading]]]:

@@ -60,6 +60,7 @@ class PredictedError:
         rules: What is known of operators, if it is more than structprune knows.
         otherwise: Ranks groups that no operator reads of which an error can be told.
         batches: What to measure with; none: without data.
+        progress: Whether bars are shown; ``None``: where stderr is a terminal.
     """
 
     comparable = True
@@ -71,6 +72,7 @@ class PredictedError:
         rules: Registry | None,
         otherwise: Norms,
         batches: Sequence[Any] = (),
+        progress: bool | None = False,
     ) -> None:
         self.notes: list[str] = []
         self._otherwise = otherwise
@@ -78,6 +80,7 @@ class PredictedError:
         self._examples = examples
         self._rules = rules
         self._batches = batches
+        self._progress = progress
         self._noted: list[str] = []
         self._known: _Known | None = None
         # Of the last graph: those of other ratios are read in the same way, as a rule.
@@ -126,7 +129,7 @@ class PredictedError:
     def _eliminated(self, readings: list[Reading], candidates: Ids, fixed: Scores) -> Scores:
         same = candidates.tobytes(), fixed.tobytes(), *(reading.roots.tobytes() for reading in readings)
         if self._order is None or self._order[0] != same:
-            self._order = same, eliminated(readings, candidates, fixed)
+            self._order = same, eliminated(readings, candidates, fixed, self._progress)
         scores: Scores = self._order[1].copy()
         return scores
 
@@ -143,7 +146,7 @@ class PredictedError:
             if not has_values(self._model):
                 raise ModelError(NO_VALUES.format("The model"))
             statistics = (
-                from_batches(self._model, self._batches, self._rules, readers.__contains__)
+                from_batches(self._model, self._batches, self._rules, readers.__contains__, self._progress)
                 if self._batches
                 else self._without_data()
             )

@@ -29,7 +29,7 @@ def ranking_of(
     """
     importance = settings.importance
     if importance == "error":
-        return PredictedError(model, examples, settings.rules, Norms(weights), settings.calibrate)
+        return PredictedError(model, examples, settings.rules, Norms(weights), settings.calibrate, settings.progress)
     if importance == "group":
         # Running statistics are no weights.
         return GroupNorms({name: weights[name] for name, _ in model.named_parameters() if name in weights})

@@ -87,9 +87,9 @@ class PruningOptions(TypedDict, total=False):
         uniform: Whether layers that repeat, such as the MLPs of a transformer's blocks, keep one width, as
             a configuration needs that holds one number for all (default: False).
         compensate: ``True``: add what the removed channels gave on average to the biases and running means of the
-            layers that read them, computed from batch-norm statistics, without data. A list, or another
-            iterable, of a few batches (each as ``example_inputs``; all are held): computed from those, in any network
-            (default: True with a target, if the model has its weights and batch norms; else False).
+            layers that read them, computed from batch-norm statistics, without data. ``"auto"``: if the model has its
+            weights and batch norms. A list, or another iterable, of a few batches (each as ``example_inputs``; all are
+            held): computed from those, in any network (default: ``"auto"`` with a target, ``False`` with a ratio).
         calibrate: A list, or another iterable, of batches (each as ``example_inputs``, all of the same shapes; all are
             held): channels are chosen by the error that is left once the weights that read them are fitted anew to
             what the dense network gives for these batches, and the weights are so fitted. Some hundred samples
@@ -100,6 +100,7 @@ class PruningOptions(TypedDict, total=False):
         keep_representation: Leave alone what the last contractions before the outputs read (default: True).
         allow_untraced: Prune although no traced forward read a parameter of a size that changes
             (default: False).
+        progress: Whether ``calibrate`` shows a bar on stderr (default: where that is a terminal).
         rules: What you know of operators and modules, beside what structprune knows: a ``structprune.rules.Registry``.
     """
 
@@ -112,12 +113,13 @@ class PruningOptions(TypedDict, total=False):
     scope: Literal["local", "isomorphic", "global"]
     max_ratio: float | Mapping[Any, float]
     uniform: bool
-    compensate: bool | Iterable[Any]
+    compensate: bool | Literal["auto"] | Iterable[Any]
     calibrate: Iterable[Any]
     round_to: int | Literal["auto"]
     ignore: Pattern | Sequence[Pattern]
     keep_representation: bool
     allow_untraced: bool
+    progress: bool | None
     rules: Registry
 
 
@@ -159,6 +161,7 @@ class Settings:
     finer: tuple[int, float] | None = None
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rules: Registry | None = None
+    progress: bool | None = None
 
     def most_of(self, group: Group) -> float | None:
         """The largest share that a group may lose, that of the layer which may lose least; ``None``: no limit."""
@@ -200,14 +203,17 @@ def read_settings(ratio: Any, granularity: Any, model: nn.Module, options: Mappi
     names = Names(model)
     target = _read_target(ratio, options)
     calibrate = _read_batches("calibrate", options["calibrate"], "") if "calibrate" in options else ()
-    if calibrate and options.get("compensate"):
+    compensate = options.get("compensate", "auto" if target and not calibrate else False)
+    if isinstance(compensate, str) and compensate == "auto":
+        norms = any(isinstance(module, NormWithStatistics) for module in model.modules())
+        compensate = norms and has_values(model) and not calibrate
+    if calibrate and compensate:
         raise OptionError("calibrate makes up for what is removed, as compensate does: give one of them.")
     # A ratio says what every layer loses, by magnitude, as the paper has it. A target leaves that to us: predicted
     # errors can be compared between layers. They are of runs of the network, which takes its weights.
     ours = bool(calibrate) or (target is not None and has_values(model))
     importance = _read_importance(options.get("importance", "error" if ours else "l2"))
     scope = _one_of("scope", options.get("scope", "global" if target and importance == "error" else "local"), _SCOPES)
-    makes_up = ours and not calibrate and any(isinstance(m, NormWithStatistics) for m in model.modules())
     return Settings(
         ratio=0.5 if target else _read_ratio(ratio, names),
         granularity=_one_of("granularity", granularity, _GRANULARITIES),
@@ -219,10 +225,11 @@ def read_settings(ratio: Any, granularity: Any, model: nn.Module, options: Mappi
         ignore=tuple(names.listed("ignore", options.get("ignore", ()))),
         keep_representation=bool(options.get("keep_representation", True)),
         allow_untraced=bool(options.get("allow_untraced", False)),
-        compensate=_read_compensate(options.get("compensate", makes_up)),
+        compensate=_read_compensate(compensate),
         calibrate=calibrate,
         target=target,
         rules=read_rules(options.get("rules")),
+        progress=None if options.get("progress") is None else bool(options["progress"]),
     )
 
 
@@ -267,7 +274,7 @@ _NO_BATCHES = (str, bytes, torch.Tensor, np.ndarray, nn.Module, Mapping)
 def _read_compensate(compensate: Any) -> bool | tuple[Any, ...]:
     if isinstance(compensate, bool):
         return compensate
-    return _read_batches("compensate", compensate, "True (from batch-norm statistics), or ")
+    return _read_batches("compensate", compensate, "True (from batch-norm statistics), False, 'auto', or ")
 
 
 def _read_batches(option: str, given: Any, otherwise: str) -> tuple[Any, ...]:

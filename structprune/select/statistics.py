@@ -19,6 +19,7 @@ from structprune.ir.tensors import memory_of, tensors_among
 from structprune.meta.costs import is_counted
 from structprune.meta.pseudo import QUANTILES, fill
 from structprune.ops.rows import Rows
+from structprune.progress import progress_bar
 from structprune.tracing.discovery import Discovery
 from structprune.tracing.session import follow, labels_of
 
@@ -158,7 +159,11 @@ def without_data(model: nn.Module, examples: Invocations, rules: Registry | None
 
 
 def from_batches(
-    model: nn.Module, batches: Sequence[Any], rules: Registry | None, wanted: Callable[[int], bool]
+    model: nn.Module,
+    batches: Sequence[Any],
+    rules: Registry | None,
+    wanted: Callable[[int], bool],
+    progress: bool | None = False,
 ) -> Statistics:
     """What a network gives for batches, with the second moments of what the wanted contractions read, by their number.
 
@@ -166,17 +171,20 @@ def from_batches(
         InputError: It does not run with a batch, or what it computes is not finite.
     """
     statistics = Statistics()
-    for number, batch in enumerate(batches, 1):
-        calls = read_inputs(batch)
-        try:
-            _observe(model, calls, rules, statistics, None, wanted, len(batches))
-        except StructPruneError:
-            raise
-        except Exception as error:
-            raise InputError(
-                f"calibrate: {type(model).__name__} does not run with batch {number}, "
-                f"{', '.join(map(str, calls))}: {brief(error)}. Batches hold what the model takes, without labels."
-            ) from error
+    with progress_bar(progress, len(batches)) as advance:
+        for number, batch in enumerate(batches, 1):
+            advance("calibrate: batches", 0)
+            calls = read_inputs(batch)
+            try:
+                _observe(model, calls, rules, statistics, None, wanted, len(batches))
+            except StructPruneError:
+                raise
+            except Exception as error:
+                raise InputError(
+                    f"calibrate: {type(model).__name__} does not run with batch {number}, "
+                    f"{', '.join(map(str, calls))}: {brief(error)}. Batches hold what the model takes, without labels."
+                ) from error
+            advance("calibrate: batches", 1)
     for index, moments in statistics.moments.items():
         if not torch.isfinite(torch.as_tensor(moments.second)).all():
             node = statistics.record.nodes[index]

@@ -95,6 +95,16 @@ def test_batches_are_looked_at_together() -> None:
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_progress_is_shown_where_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    model, data = redundant(), batches(8, 3, 8, 8, count=3)
+    for progress in (None, False, True):
+        structprune.plan_pruning(model, {"0": 0.5}, calibrate=data, progress=progress, example_inputs=data[0], **FREE)
+        said = capsys.readouterr()
+        # Batches, channels and weights.
+        shown = [done in said.err for done in ("3/3", "16/16", "2/2")]
+        assert said.out == "" and shown == [progress is True] * 3
+
+
 @pytest.mark.parametrize("granularity", ["filter", "channel"])
 def test_the_plan_says_what_was_solved_and_all_else_goes_on_working(granularity: Any, tmp_path: Any) -> None:
     model, data = statistics_set(TinyResNet()), batches(8, 3, 8, 8)

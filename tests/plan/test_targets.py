@@ -60,6 +60,8 @@ def test_a_target_takes_what_keeps_most_unless_told_otherwise() -> None:
         (chain(16, 16), {"macs": 0.8, "importance": "l1"}, ("l1", "local", True)),
         (chain(16, 16), {"macs": 0.8, "compensate": False, "scope": "local"}, ("error", "local", False)),
         (chain(16, 16), {"ratio": 0.2}, ("l2", "local", False)),
+        (chain(16, 16), {"ratio": 0.2, "compensate": "auto"}, ("l2", "local", True)),
+        (bare, {"ratio": 0.2, "compensate": "auto"}, ("l2", "local", False)),
     ):
         plan = structprune.plan_pruning(model.eval(), **asked, **options)  # type: ignore[arg-type]
         assert tuple(plan.settings[name] for name in ("importance", "scope", "compensate")) == expected

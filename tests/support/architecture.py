@@ -12,7 +12,7 @@ PACKAGE = Path(structprune.__file__).parent
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 # Every room may import those before it; the order of the data.
 ORDER = (
-    "compat errors inputs ir ops meta measure tracing select surgery resolve plan verify compensate planning "
+    "compat errors progress inputs ir ops meta measure tracing select surgery resolve plan verify compensate planning "
     "checkpoint hub api demo rules"
 ).split()
 # These use public names alone.
