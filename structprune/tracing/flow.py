@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from structprune.ir.record import Node, Record
-from structprune.ir.slices import Ids, Mask
+from structprune.ir.slices import Ids, Labels, Mask
 from structprune.ops.call import Recorder
 
 
@@ -38,9 +38,10 @@ def walk_back(record: Record, *, reductions: bool) -> Iterator[tuple[Ids, str]]:
 
 
 def residual_additions(record: Record) -> Iterator[Node]:
-    """The additions of which one operand derives from the other through a contraction.
+    """The additions of which one operand derives from the other through a contraction, and has its channels.
 
-    Ancestors are sets of outputs, kept as the bits of one integer per node.
+    What has none of them, as a mask that every layer adds to its attention scores, carries nothing on. Ancestors are
+    sets of outputs, kept as the bits of one integer per node.
     """
     nodes = record.nodes
     starts, bits = [], 0
@@ -59,8 +60,15 @@ def residual_additions(record: Record) -> Iterator[Node]:
         through[node.index] = above if node.contracts else behind
         if node.op == "aten::add" and len(node.sources) == 2 and node.outputs:
             (a, i), (b, j) = node.sources
+            if not _share_channels(nodes[a].outputs[i].labels, nodes[b].outputs[j].labels):
+                continue
             if _derives(nodes, through[b], starts, a, i) or _derives(nodes, through[a], starts, b, j):
                 yield node
+
+
+def _share_channels(left: Labels, right: Labels) -> bool:
+    """Whether both have channels along a dimension that an addition aligns."""
+    return any(a is not None and b is not None for a, b in zip(reversed(left), reversed(right), strict=False))
 
 
 def _derives(nodes: list[Node], through: int, starts: list[int], node: int, output: int) -> bool:
