@@ -8,10 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from structprune.ir.record import Node, Record
+from structprune.ir.record import PARAMETER, Node, Record
 from structprune.ir.slices import Ids, SliceSpace
-
-PARAMETER = "parameter::"
 
 
 class Place(NamedTuple):

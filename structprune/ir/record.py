@@ -17,6 +17,8 @@ _MASKS = (torch.bool, torch.uint8)
 Shape = tuple[int, ...]
 Constant: TypeAlias = "torch.Tensor | Literal['large'] | None"
 LARGE: Final = "large"
+# In front of the name of a tensor that the model holds, where a record has the name of an operator.
+PARAMETER: Final = "parameter::"
 # Of what no operator made.
 NO_OPERATOR: Final = OperatorSpec("")
 

@@ -114,6 +114,11 @@ class Coupling:
         self._right.append(right)
         self._read = None
 
+    def meets_axis(self, ids: Ids) -> bool:
+        """Whether any of these can, so far, only leave together with slices of a tensor."""
+        # Those of tensors have the smallest ids, and the smallest stands for the others.
+        return not self._space.is_placeholder(self.roots()[ids].min(keepdims=True))
+
     def freeze(self, ids: Ids, reason: str) -> None:
         """Say that these slices must stay, and why. The first reason given is the one kept."""
         self._frozen.append((ids, reason))

@@ -31,6 +31,9 @@ class Recorder(Protocol):
     def is_placeholder(self, ids: Ids) -> bool:
         """Whether no axis of a tensor has these ids."""
 
+    def meets_axis(self, ids: Ids) -> bool:
+        """Whether, so far, they have met an axis of a tensor."""
+
     def choose(self, node: Node, question: str, interpretations: tuple[str, ...], effect: Effect) -> str:
         """One of the ways in which the operator can be read; it may ask several questions."""
 
@@ -159,6 +162,10 @@ class Call:
     def is_placeholder(self, ids: Ids) -> bool:
         """Whether these are labels of ``fresh``, which no tensor's axis has."""
         return self._recorder.is_placeholder(ids)
+
+    def meets_axis(self, ids: Ids) -> bool:
+        """Whether labels of ``fresh`` have met an axis of a tensor by now; of the dense network only."""
+        return self._recorder.meets_axis(ids)
 
     def contract(self, tensor: torch.Tensor, dim: int) -> None:
         """Say that the operator sums over this dimension of an operand."""

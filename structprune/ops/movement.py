@@ -71,7 +71,13 @@ def _block(call: Call, x: torch.Tensor, inputs: Sequence[int], outputs: Sequence
 def _carrier(call: Call, labelled: list[tuple[int, Ids | None]], question: str, *, merges: bool) -> int | None:
     """The dimension that goes on shrinking in a merger: the one that is not only filled up, if it is alone."""
     if len(labelled) > 1:
-        labelled = [(d, ids) for d, ids in labelled if ids is not None and not call.is_placeholder(ids)]
+        filled = [d for d, ids in labelled if ids is not None and call.is_placeholder(ids)]
+        if len(filled) == len(labelled):
+            # All of a tensor that was made empty and written into since: one may have become a weight's.
+            met = [d for d, ids in labelled if ids is not None and call.meets_axis(ids)]
+            met = call.remember(f"met by a weight {question}", met)
+            filled = [d for d in filled if d not in met]
+        labelled = [(d, ids) for d, ids in labelled if d not in filled]
         if len(labelled) > 1 and merges:
 
             def effect(interpretation: str) -> tuple[Ids, None]:

@@ -11,7 +11,7 @@ from structprune.ir.record import Choice, Node, Place, Record
 from structprune.ir.slices import Ids, Mask
 from structprune.ops.movement import FROZEN
 from structprune.resolve.counterparts import Counterparts
-from structprune.resolve.repairs import Proposals, advanced
+from structprune.resolve.repairs import Proposals, advanced, reconsidered
 from structprune.resolve.state import Site, State
 from structprune.resolve.trial import Trial
 from structprune.tracing.discovery import Decisions, question_key
@@ -85,6 +85,11 @@ def follow_sizes(state: State, found: Found) -> State | None:
     return advanced(state, found.proposals, found.graph, found.trial.mismatches)
 
 
+def other_factor(state: State, found: Found) -> State | None:
+    """Let another factor of a product follow than the one that is in the way elsewhere."""
+    return reconsidered(state, found.proposals, found.graph, found.trial.mismatches)
+
+
 def keep_two(state: State, found: Found) -> State | None:
     """Keep at least two entries of dimensions at operators that failed, where one was left."""
     known = state.decisions.at_least_two
@@ -151,6 +156,11 @@ AFTER_SUCCESS = Guess(
 # After a trial that failed, the first that has something to try.
 AFTER_FAILURE = (
     Guess("let sizes follow", "It costs no channel, and most failures are sizes that modules hold.", follow_sizes),
+    Guess(
+        "let another factor follow",
+        "Of heads * width one became smaller; what fails now was right before, and is given the same one.",
+        other_factor,
+    ),
     Guess(
         "keep two entries", "Some operators treat a dimension of one in another way; one more entry is cheap.", keep_two
     ),

@@ -196,7 +196,9 @@ class SizeUses(TorchFunctionMode):
     ) -> Any:
         """Run a function and log what it was given."""
         kwargs = kwargs or {}
-        found = _shape_asked(func, args, kwargs) or [SizeUse(i, None) for i in _held((args, kwargs), HeldInt)]
+        found = _shape_asked(func, args, kwargs) or [
+            SizeUse(i, None) for i in (*_held((args, kwargs), HeldInt), *_lengths((args, kwargs)))
+        ]
         floats = list(_held((args, kwargs), HeldFloat))
         start = self._position() if found or floats else 0
         out = func(*args, **kwargs)
@@ -253,6 +255,16 @@ def _note_comparison(left: HeldInt, right: object) -> None:
     uses = _LOGGING.get()
     if uses is not None and isinstance(right, HeldInt):
         uses.compared(left, right)
+
+
+def _lengths(value: Any) -> Iterator[HeldInt]:
+    """How long slices are between two remembering bounds."""
+    if isinstance(value, slice):
+        if isinstance(value.start, HeldInt) and isinstance(value.stop, HeldInt) and value.step is None:
+            yield _remembering(int(value.stop) - int(value.start), value.stop, value.start)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _lengths(item)
 
 
 def _held(value: Any, kind: type[T]) -> Iterator[T]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from structprune.ir.slices import Mask
+import numpy as np
+from torch import nn
+
+from structprune.ir.record import PARAMETER
+from structprune.ir.slices import Ids, Mask
+from structprune.meta.replica import held_tensors
 from structprune.ops.movement import FROZEN
 from structprune.surgery.cut import elements_left
 from structprune.tracing.discovery import Decisions, question_key
@@ -25,11 +30,13 @@ Excess = Callable[[DependencyGraph, Mask], int]
 class _Sketched:
     """What is left under some interpretations, and how many operators run head by head.
 
-    ``taken``: by question the interpretation that all its operators took; none where they took several.
+    ``taken``: by question the interpretation that all its operators took; none where they took several. ``tables``:
+    whether entries of tables go that queries and keys are turned by.
     """
 
     left: tuple[int, int]
     heads: int
+    tables: bool
     taken: Mapping[str, str | None]
 
 
@@ -38,12 +45,16 @@ def rank_interpretations(
 ) -> tuple[Decisions, dict[str, tuple[str, ...]]]:
     """Order the interpretations of every split dimension: attention's heads first, then by how much they remove.
 
-    Whole heads save real time, where narrower ones leave as many small products. With ``excess`` the least of it comes
-    first, and heads do not matter.
+    Whole heads save real time, where narrower ones leave as many small products; and no configuration can say that
+    some frequencies of a rotary embedding are gone. With ``excess`` the least of it comes first, and heads do not
+    matter.
     """
-    questions = ambiguous_interpretations(session.discover(decisions))
+    graph = session.discover(decisions)
+    tables, questions, modules = _tables(session, graph), ambiguous_interpretations(graph), _modules(graph)
     ranking = dict(questions)
     unsettled: dict[str, dict[str, tuple[str, ...]]] = {}
+    # By module: interpretations that are out.
+    out: dict[frozenset[str], set[str]] = {}
     now: _Sketched | None = None
 
     def rank(key: str) -> None:
@@ -51,7 +62,21 @@ def rank_interpretations(
         beside = {other: order for other, order in ranking.items() if other != key}
         if unsettled.pop(key, None) == beside:
             return
-        ranking[key], removes, now = _ranked(session, choose, decisions, key, questions[key], now, excess)
+        refused = out.setdefault(modules[key], set())
+        asked = [r for r in questions[key] if r not in refused]
+        known = {
+            # What the decisions give is known, as a rule.
+            r: now
+            if now and now.taken.get(key) == r
+            else _sketched(session, choose, decisions.interpretation(key, r), excess, tables)
+            for r in asked
+        }
+        narrower = _cut_tables(known)
+        # Values have no frequencies, but go with their keys: whole heads or nothing.
+        refused |= narrower
+        ranking[key], removes = _ranked({r: sketched for r, sketched in known.items() if r not in narrower})
+        first = known[ranking[key][0]]
+        now = first if first.taken.get(key) == ranking[key][0] else None
         decisions = decisions.interpretation(key, *ranking[key])
         if not removes:
             unsettled[key] = beside
@@ -64,46 +89,34 @@ def rank_interpretations(
     return decisions, ranking
 
 
-def _ranked(
-    session: Session,
-    choose: Chooser,
-    decisions: Decisions,
-    key: str,
-    interpretations: tuple[str, ...],
-    now: _Sketched | None,
-    excess: Excess | None,
-) -> tuple[tuple[str, ...], bool, _Sketched | None]:
-    """The interpretations of one question in order, whether the first removes anything, and what the first gave.
+def _cut_tables(known: Mapping[str, _Sketched]) -> set[str]:
+    """The interpretations under which entries of tables go, if there is another one than freezing."""
+    if FROZEN not in known or known[FROZEN].tables:
+        return set()
+    found = {r for r, sketched in known.items() if sketched.tables}
+    return found if known.keys() - found - {FROZEN} else set()
 
-    ``now``, where it is known, is what the decisions give: an interpretation taken already need not be sketched.
-    """
-    known = {
-        interpretation: now
-        if now and now.taken.get(key) == interpretation
-        else _sketched(session, choose, decisions.interpretation(key, interpretation), excess)
-        for interpretation in interpretations
-    }
+
+def _ranked(known: Mapping[str, _Sketched]) -> tuple[tuple[str, ...], bool]:
+    """The interpretations of one question in order, and whether the first removes anything."""
     left = {interpretation: sketched.left for interpretation, sketched in known.items()}
     heads = {interpretation: sketched.heads for interpretation, sketched in known.items()}
-    ordered = sorted(interpretations, key=left.__getitem__)
-    removes = True
-    if FROZEN in interpretations:
-        whole = left[FROZEN][0]
-        # One that leaves as much as freezing is a wrong one, unless that is so of all.
-        ordered = [r for r in ordered if r != FROZEN and left[r][0] <= whole]
-        ordered = [r for r in ordered if left[r][0] < whole] or ordered
-        if ordered:
-            enough = whole - _MUCH * (whole - left[ordered[0]][0])
-            whole_heads = max((r for r in ordered if left[r][0] <= enough), key=heads.__getitem__)
-            if heads[whole_heads] > heads[FROZEN]:
-                ordered = list(dict.fromkeys((whole_heads, *ordered)))
-        removes = bool(ordered) and left[ordered[0]][0] < whole
-        ordered = [*ordered, FROZEN]
-    first = known[ordered[0]]
-    return tuple(ordered), removes, first if first.taken.get(key) == ordered[0] else None
+    ordered = sorted(known, key=left.__getitem__)
+    if FROZEN not in known:
+        return tuple(ordered), True
+    whole = left[FROZEN][0]
+    # One that leaves as much as freezing is a wrong one, unless that is so of all.
+    ordered = [r for r in ordered if r != FROZEN and left[r][0] <= whole]
+    ordered = [r for r in ordered if left[r][0] < whole] or ordered
+    if ordered:
+        enough = whole - _MUCH * (whole - left[ordered[0]][0])
+        whole_heads = max((r for r in ordered if left[r][0] <= enough), key=heads.__getitem__)
+        if heads[whole_heads] > heads[FROZEN]:
+            ordered = list(dict.fromkeys((whole_heads, *ordered)))
+    return (*ordered, FROZEN), bool(ordered) and left[ordered[0]][0] < whole
 
 
-def _sketched(session: Session, choose: Chooser, decisions: Decisions, excess: Excess | None) -> _Sketched:
+def _sketched(session: Session, choose: Chooser, decisions: Decisions, excess: Excess | None, tables: Ids) -> _Sketched:
     graph = session.sketch(decisions)
     nodes = [node for record in graph.records for node in record.nodes]
     taken: dict[str, str | None] = {}
@@ -113,10 +126,37 @@ def _sketched(session: Session, choose: Chooser, decisions: Decisions, excess: E
             taken[asked] = choice.taken if taken.get(asked, choice.taken) == choice.taken else None
     # Of two that remove as much, the finer one: more channels to choose from.
     finer = -sum(g.width for g in graph.groups)
+    present = choose(graph)
     if excess is not None:
-        return _Sketched((excess(graph, choose(graph)), finer), 0, taken)
-    left = elements_left(graph, choose(graph)), finer
-    return _Sketched(left, sum(len(node.batched) for node in nodes), taken)
+        return _Sketched((excess(graph, present), finer), 0, False, taken)
+    left, heads = (elements_left(graph, present), finer), sum(len(node.batched) for node in nodes)
+    gone = tables[~present[tables]]
+    return _Sketched(left, heads, bool(len(gone)) and bool(_summed(graph)[graph.roots[gone]].any()), taken)
+
+
+def _summed(graph: DependencyGraph) -> Mask:
+    """The channels that products of two activations sum over, such as those of queries and keys, by id."""
+    summed = np.zeros(graph.space.size, dtype=bool)
+    for record in graph.records:
+        for node in record.nodes:
+            if node.contracts and not any(record.nodes[parent].parametric for parent in node.parents):
+                for operand in node.operands:
+                    summed[graph.roots[operand.ids]] = True
+    return summed
+
+
+def _tables(session: Session, graph: DependencyGraph) -> Ids:
+    """The slices of what the model holds besides weights and running statistics: frequencies, slopes."""
+    statistics = {
+        record.nodes[source].op.removeprefix(PARAMETER)
+        for record in graph.records
+        for node in record.nodes
+        if node.spec.normalises
+        for source, _ in node.sources
+    }
+    held = held_tensors(session.replica).items()
+    names = [n for n, tensor in held if not isinstance(tensor, nn.Parameter) and n not in statistics]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *(a.ids for n in names for a in graph.space.by_tensor[n])])
 
 
 def ambiguous_interpretations(graph: DependencyGraph) -> dict[str, tuple[str, ...]]:
@@ -129,3 +169,13 @@ def ambiguous_interpretations(graph: DependencyGraph) -> dict[str, tuple[str, ..
                     key = question_key(node, question)
                     found[key] = tuple(dict.fromkeys((*found.get(key, ()), *choice.interpretations)))
     return found
+
+
+def _modules(graph: DependencyGraph) -> dict[str, frozenset[str]]:
+    """By question: the modules whose operators it is asked of."""
+    found: dict[str, set[str]] = {}
+    for record in graph.records:
+        for node in record.nodes:
+            for question in node.choices:
+                found.setdefault(question_key(node, question), set()).add(node.module)
+    return {key: frozenset(modules) for key, modules in found.items()}

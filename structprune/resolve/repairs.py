@@ -19,7 +19,7 @@ from structprune.ir.slices import Coupling, Mask, SliceSpace
 from structprune.meta.replica import duplicate
 from structprune.meta.run import run_on_meta
 from structprune.resolve.counterparts import Counterparts
-from structprune.resolve.provenance import SizeUses, hold_sizes
+from structprune.resolve.provenance import Holder, SizeUses, hold_sizes
 from structprune.resolve.state import Attempt, Proposal, Repair, Site, State
 from structprune.surgery.attributes import read_held
 from structprune.surgery.cut import AttributeChange
@@ -49,7 +49,7 @@ class Proposals:
         sizes = {place: len(ids) for place, ids in places}
         direct = list(self._compared(graph, mismatch))
         # Of a number made of several sizes only one follows; which, is tried in turn.
-        in_turn: list[list[Proposal]] = [[] for _ in range(_MOST_HOLDERS)]
+        by_place: dict[Place, list[Repair]] = {}
         ties: list[Proposal] = []
         loose: list[Proposal] = []
         for reached, dim in self._size_uses(record).at(mismatch.node.index):
@@ -58,13 +58,15 @@ class Proposals:
             if only:
                 direct += [Repair(h, place, int(reached)) for place in fitting for h in reached.holders]
             elif fitting:
-                for turn, holder in zip(in_turn, reached.holders, strict=False):
-                    turn.append(Repair(holder, fitting[0], int(reached)))
+                known = by_place.setdefault(fitting[0], [])
+                more = (Repair(holder, fitting[0], int(reached)) for holder in reached.holders)
+                known += [repair for repair in more if repair not in known]
             for extent in reached.extents:
                 other = record.labels_at(extent)
                 for place, ids in places:
                     if other is not None and place != extent and not _alike(graph, ids, other):
                         (ties if only and place in fitting else loose).append(Tie(place, extent))
+        in_turn = [[own[turn] for own in by_place.values() if turn < len(own)] for turn in range(_MOST_HOLDERS)]
         first, second = _compatible(direct), _compatible([*direct, *ties])
         return [
             first,
@@ -85,6 +87,11 @@ class Proposals:
             return []
         places = dict.fromkeys(self._size_uses(record).extents_behind(mismatch.node.index))
         return [place for place in places if record.labels_at(place) is not None]
+
+    def holders_at(self, graph: DependencyGraph, mismatch: Mismatch) -> list[Holder]:
+        """Who holds the sizes that an operator was given."""
+        uses = self._size_uses(graph.record(mismatch.training)).at(mismatch.node.index)
+        return [holder for reached, _ in uses for holder in reached.holders]
 
     def alike(self, graph: DependencyGraph, repair: Repair) -> list[Repair]:
         """The same repair in the other modules of the same class: what one block needs, all of them do."""
@@ -135,7 +142,7 @@ def advanced(state: State, proposals: Proposals, graph: DependencyGraph, failed:
         stages = proposals.stages(graph, mismatch)
         for stage in range(attempt.stage + 1, len(stages)):
             new = set(stages[stage])
-            if not new <= in_force and new != set(attempt.proposals):
+            if not new <= in_force and new != set(attempt.proposals) and not _holders(new) & state.refuted:
                 upcoming[site] = Attempt(stage, tuple(stages[stage]))
                 break
         else:
@@ -144,11 +151,45 @@ def advanced(state: State, proposals: Proposals, graph: DependencyGraph, failed:
         return None
     least = min(attempt.stage for attempt in upcoming.values())
     moved = {site: attempt for site, attempt in upcoming.items() if attempt.stage == least}
+    return _moved(replace(state, attempts=attempts), proposals, graph, moved)
+
+
+def reconsidered(
+    state: State, proposals: Proposals, graph: DependencyGraph, failed: Iterable[Mismatch]
+) -> State | None:
+    """Let another factor follow where a number was made of several sizes, and what failed is given the one that did.
+
+    ``heads * width`` was met by a width that became smaller, and then ``view(..., -1, width)`` fails, which it did not.
+    """
+    moved: dict[Site, Attempt] = {}
+    refuted: set[Holder] = set()
+    for holder in dict.fromkeys(h for mismatch in failed for h in proposals.holders_at(graph, mismatch)):
+        for site, attempt in state.attempts.items():
+            if site in moved or holder not in _holders(attempt.proposals):
+                continue
+            node = graph.record(site[0]).nodes[site[1]]
+            stages = proposals.stages(graph, Mismatch(site[0], node, ""))
+            later = (stage for stage in range(attempt.stage + 1, len(stages)) if stages[stage])
+            other = next((s for s in later if not _holders(stages[s]) & {holder, *state.refuted}), None)
+            if other is not None:
+                moved[site] = Attempt(other, tuple(stages[other]))
+                refuted.add(holder)
+    if not moved:
+        return None
+    return _moved(replace(state, refuted=state.refuted | refuted), proposals, graph, moved)
+
+
+def _holders(proposals: Iterable[Proposal]) -> set[Holder]:
+    return {proposal.holder for proposal in proposals if isinstance(proposal, Repair)}
+
+
+def _moved(state: State, proposals: Proposals, graph: DependencyGraph, moved: dict[Site, Attempt]) -> State:
+    """Take these attempts, also in modules that are alike."""
     copied = dict(state.copied)
     for repair in (p for attempt in moved.values() for p in attempt.proposals if isinstance(p, Repair)):
         for other in proposals.alike(graph, repair):
             copied.setdefault(other, repair)
-    return replace(state, attempts={**attempts, **moved}, copied=copied)
+    return replace(state, attempts={**state.attempts, **moved}, copied=copied)
 
 
 def _sets(dim: int | None, place: Place) -> bool:

@@ -47,12 +47,14 @@ class State:
         attempts: The repairs and ties of operators that failed, by operator.
         copied: Repairs of modules that are like one that was repaired, each with that one's.
         deferred: By question the interpretations that were put behind those that need no row scales.
+        refuted: Who holds sizes that followed as one factor of several, and were in the way elsewhere.
     """
 
     decisions: Decisions
     attempts: Mapping[Site, Attempt] = field(default_factory=dict)
     copied: Mapping[Repair, Repair] = field(default_factory=dict)
     deferred: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    refuted: frozenset[Holder] = frozenset()
 
     @property
     def repairs(self) -> list[Repair]:
@@ -70,7 +72,7 @@ class State:
 
     def decided(self, decisions: Decisions) -> State:
         """Other decisions, and no repairs yet: the labels mean something else now."""
-        return replace(self, decisions=decisions, attempts={}, copied={})
+        return replace(self, decisions=decisions, attempts={}, copied={}, refuted=frozenset())
 
     def without_proposals(self, sites: Iterable[Site]) -> State:
         """What was proposed at these operators is out of force; it is not tried again."""

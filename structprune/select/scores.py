@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from structprune.errors import ModelError, OptionError, described
-from structprune.ir.record import Node
+from structprune.ir.record import PARAMETER, Node
 from structprune.ir.slices import Ids
 from structprune.select.options import Criterion, CriterionOverGraph, Importance
 from structprune.tracing.groups import DependencyGraph, Group, Producer
@@ -282,6 +282,6 @@ class _Values:
     def __call__(self, index: int, output: int) -> Any:
         node = self._nodes[index]
         if node.replay is None:
-            return self._tensors[node.op.removeprefix("parameter::")].detach()
+            return self._tensors[node.op.removeprefix(PARAMETER)].detach()
         out = node.replay(self)
         return out[output] if isinstance(out, (list, tuple)) else out

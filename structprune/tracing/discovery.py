@@ -128,6 +128,10 @@ class Discovery:
         """Whether no axis of a tensor has these ids."""
         return self._space.is_placeholder(ids)
 
+    def meets_axis(self, ids: Ids) -> bool:
+        """Whether they can only leave together with slices of a tensor."""
+        return self._coupling.meets_axis(ids)
+
     def choose(self, node: Node, question: str, interpretations: tuple[str, ...], effect: Effect) -> str:
         """The interpretation decided for this source line, else the first."""
         wanted = self._readings.get(question_key(node, question), interpretations)

@@ -60,6 +60,8 @@ def residual_additions(record: Record) -> Iterator[Node]:
         through[node.index] = above if node.contracts else behind
         if node.op == "aten::add" and len(node.sources) == 2 and node.outputs:
             (a, i), (b, j) = node.sources
+            if not (nodes[a].outputs and nodes[b].outputs):
+                continue
             if not _share_channels(nodes[a].outputs[i].labels, nodes[b].outputs[j].labels):
                 continue
             if _derives(nodes, through[b], starts, a, i) or _derives(nodes, through[a], starts, b, j):

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from structprune.errors import OptionError, nearest
-from structprune.ir.record import Place, Record, Stretch, Tie
+from structprune.ir.record import PARAMETER, Place, Record, Stretch, Tie
 from structprune.ir.slices import Axis, Coupling, Ids, Mask, SliceSpace, merged
 from structprune.tracing.flow import residual_additions, walk_back
 
@@ -198,7 +198,7 @@ class DependencyGraph:
     def untouched(self) -> tuple[str, ...]:
         """Parameters and buffers that no traced forward read."""
         touched = set().union(*(record.touched for record in self.records))
-        return tuple(name for name in self.space.by_tensor if f"parameter::{name}" not in touched)
+        return tuple(name for name in self.space.by_tensor if f"{PARAMETER}{name}" not in touched)
 
     def reason(self, ids: Ids) -> str:
         """Why the first frozen slice among ``ids`` must stay, or an empty string."""

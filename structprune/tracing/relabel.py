@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from structprune.ir.record import Asked, Node, Output, Record, Value
+from structprune.ir.record import PARAMETER, Asked, Node, Output, Record, Value
 from structprune.ir.slices import Labels
 from structprune.ops.call import Call
 from structprune.tracing.arguments import places
@@ -51,9 +51,9 @@ def relabel(dense: Record, observer: Discovery, labels: dict[str, Labels]) -> Re
         if old.fails:
             continue
         if old.asked is None:
-            name = old.op.removeprefix("parameter::")
+            name = old.op.removeprefix(PARAMETER)
             # An input is all unlabelled, whatever its rank.
-            leaves[old.index] = labels[name] if old.op.startswith("parameter::") else (None,) * _MOST_DIMS
+            leaves[old.index] = labels[name] if old.op.startswith(PARAMETER) else (None,) * _MOST_DIMS
             continue
         node.sources, node.unchanging, node.writes = old.sources, old.unchanging, old.writes
         node.returns_list, node.constants, node.line = old.returns_list, old.constants, old.line

@@ -293,6 +293,10 @@ class Replay:
         """Whether no axis of a tensor has these ids."""
         return self._space.is_placeholder(ids)
 
+    def meets_axis(self, ids: Ids) -> bool:
+        """What the dense network's run remembers is asked instead."""
+        return not self.is_placeholder(ids)
+
     def choose(self, node: Node, question: str, interpretations: tuple[str, ...], effect: Effect) -> str:
         """The interpretation that was taken for the dense network."""
         choice = self.expected(node).choices.get(question)

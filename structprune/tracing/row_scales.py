@@ -18,7 +18,7 @@ from heapq import heappop, heappush
 import numpy as np
 import torch
 
-from structprune.ir.record import Node, Record
+from structprune.ir.record import PARAMETER, Node, Record
 from structprune.ir.slices import Vector
 from structprune.ir.tensors import memory_of, tensors_of
 from structprune.ops.scaling import (
@@ -33,7 +33,6 @@ from structprune.ops.scaling import (
 from structprune.tracing.replay import Mismatch
 
 RowScales = dict[str, Vector]
-_PARAMETER = "parameter::"
 
 
 def absorbed(
@@ -114,8 +113,8 @@ class Readers:
         # What was read though no operator made it: the reader, the leaf, and where its numbers lie.
         self._unmade: list[tuple[int, int, int]] = []
         for node in record.nodes:
-            if node.is_leaf and node.op.startswith(_PARAMETER):
-                self.leaves[node.op.removeprefix(_PARAMETER)] = node.index
+            if node.is_leaf and node.op.startswith(PARAMETER):
+                self.leaves[node.op.removeprefix(PARAMETER)] = node.index
             for position, (source, _) in enumerate(node.sources):
                 self.of.setdefault(source, []).append(node.index)
                 if record.nodes[source].is_leaf and node.asked is not None:
@@ -161,11 +160,9 @@ def _rows_behind(readers: Readers, node: Node, numbers: set[int]) -> tuple[dict[
             marks = _flow(readers, rows, numbers=numbers)
         except Unmarked as missing:
             name = record.nodes[missing.source[0]].op
-            if not name.startswith(_PARAMETER) or name.removeprefix(_PARAMETER) in rows:
+            if not name.startswith(PARAMETER) or name.removeprefix(PARAMETER) in rows:
                 raise UnfitError from None
-            rows[name.removeprefix(_PARAMETER)] = _of_vector(
-                missing.marks, readers.tensor(name.removeprefix(_PARAMETER))
-            )
+            rows[name.removeprefix(PARAMETER)] = _of_vector(missing.marks, readers.tensor(name.removeprefix(PARAMETER)))
             continue
         if any(source in marks for source in record.returned):
             raise UnfitError
@@ -241,7 +238,7 @@ def _parameter(record: Record, source: Source) -> str:
         if node.spec.moves is None:
             raise UnfitError
         node = record.nodes[node.sources[0][0]]
-    return node.op.removeprefix(_PARAMETER)
+    return node.op.removeprefix(PARAMETER)
 
 
 def _of_vector(marks: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ from structprune.meta.replica import (
     walk,
 )
 from structprune.meta.run import run_on_meta
+from structprune.tracing.adapters import RANK, adapted, ranks
 from structprune.tracing.discovery import Decisions, Discovery, Interpretations
 from structprune.tracing.flow import freeze_unread
 from structprune.tracing.groups import DependencyGraph
@@ -60,6 +61,7 @@ class Session:
         self.calls: dict[bool, Invocations] = {}
         self.examples: Invocations = []
         self.training_examples: Invocations = []
+        self._adapted = adapted(model)
         self._recorded: list[Record] | None = None
         self._evaluated: Record | None = None
         self._traced: tuple[Interpretations, tuple[SliceSpace, Coupling, list[Record]]] | None = None
@@ -104,6 +106,9 @@ class Session:
             held = by_mode[place.training].labels_at(place)
             if held is not None:
                 coupling.freeze(held, reason)
+        if self._adapted:
+            for ids in ranks(self._adapted, space, coupling.roots()):
+                coupling.freeze(ids, RANK)
         wishes = decisions.ties, decisions.at_least_two
         return DependencyGraph(self.model_name, space, coupling, records, self.notes, *wishes)
 

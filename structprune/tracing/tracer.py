@@ -20,7 +20,7 @@ from structprune.compat import (
 )
 from structprune.errors import RuleError, TraceError, brief
 from structprune.ir.operators import Operator
-from structprune.ir.record import LARGE, Asked, Constant, Node, Output, Value
+from structprune.ir.record import LARGE, PARAMETER, Asked, Constant, Node, Output, Value
 from structprune.ir.slices import Labels
 from structprune.ir.tensors import memory_of, tensors_among
 from structprune.meta.costs import is_counted, operator_flops
@@ -69,7 +69,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def know(self, name: str, tensor: torch.Tensor, labels: Labels) -> None:
         """Give a parameter or buffer its labels."""
-        node = self._leaf(f"parameter::{name}", parametric=True)
+        node = self._leaf(f"{PARAMETER}{name}", parametric=True)
         value = Value(labels, node.index, 0, True, self._run)
         self._values[id(tensor)] = (tensor, value)
         if tensor.numel():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from structprune.ir.operators import Operator
-from structprune.ir.record import Node, Operand
+from structprune.ir.record import PARAMETER, Node, Operand
 from structprune.ir.slices import Coupling, Labels, SliceSpace
 from structprune.ir.tensors import memory_of, tensors_among, tensors_of
 from structprune.meta.costs import is_counted
@@ -82,7 +82,7 @@ class MaskedDense(Planned):
     def _labels_of(self, source: int, output: int) -> Labels:
         node = self.record.nodes[source]
         if node.is_leaf:
-            return self._of_weights.get(node.op.removeprefix("parameter::"), ())
+            return self._of_weights.get(node.op.removeprefix(PARAMETER), ())
         return node.outputs[output].labels
 
     def finish(self, node: Node, out: Any, labels: list[Labels]) -> list[Labels]:

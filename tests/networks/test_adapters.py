@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import structprune
 from tests.support.pruned import imported, pruned
 
 
@@ -36,15 +37,19 @@ def test_transformers_gradient_checkpointing() -> None:
 
 
 @ANNOUNCED
-@pytest.mark.parametrize("keep_rank", [True, False])
-def test_adapters_of_a_language_model(keep_rank: bool) -> None:
+def test_adapters_of_a_language_model() -> None:
     peft = imported("peft")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
     model = peft.get_peft_model(tiny_llama(), config)
-    small = pruned(model, IDS, ignore=["*lora_A*"] if keep_rank else [])
+    small = pruned(model, IDS)
     layer = small.base_model.model.model.layers[0].self_attn.q_proj
     a, b = layer.lora_A["default"], layer.lora_B["default"]
-    assert (a.in_features, a.out_features, b.in_features, b.out_features) == (16, *(4 if keep_rank else 2,) * 2, 16)
+    # peft's configuration holds the rank.
+    assert (a.in_features, a.out_features, b.in_features, b.out_features) == (16, 4, 4, 16)
+    assert layer.r == {"default": 4}
+    reasons = {group.name: group.reason for group in structprune.plan_of(small).groups}
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    assert reasons[name].startswith("is the rank of an adapter")
     assert layer.base_layer.out_features == 16
     assert {n for n, p in small.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
