@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from structprune.hub.loadable import has_config, loadable
 from structprune.ir.registry import Registry, read_rules
 from structprune.ir.slices import Mask
 from structprune.meta.forward import collection_paused
@@ -71,6 +72,7 @@ def prune_model(
             - ``uniform``: whether layers that repeat keep one width.
             - ``compensate``: ``True``, ``"auto"``, or batches: biases make up for what is removed.
             - ``calibrate``: batches, by which channels are chosen and the weights that read them solved anew.
+            - ``loadable``: whether a config of the model's class has to have the sizes that are left.
             - ``round_to``: what widths are a multiple of; ``"auto"`` is 8 from 64 on, 1 is off.
             - ``ignore``: modules or parameters that stay, by pattern or themselves.
             - ``keep_representation``: whether the input of the last layers stays whole.
@@ -124,7 +126,17 @@ def plan_pruning(
     """
     check_model(model)
     weights = held_tensors(model)
-    return make_plan(model, weights, read_settings(ratio, granularity, model, options), example_inputs)
+    settings = read_settings(ratio, granularity, model, options)
+    plan = make_plan(model, weights, settings, example_inputs)
+    wanted = settings.uniform if settings.loadable is None else settings.loadable
+    if not (wanted and has_config(model)):
+        return plan
+
+    def again(shares: Mapping[str, float]) -> Plan:
+        otherwise = settings.ratio if isinstance(settings.ratio, Mapping) else {"*": settings.ratio}
+        return make_plan(model, weights, replace(settings, ratio={**shares, **otherwise}), example_inputs)
+
+    return loadable(plan, model, None if settings.target else again)
 
 
 @ordinary_tensors()

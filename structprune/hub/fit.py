@@ -24,7 +24,7 @@ from structprune.tracing.session import Session
 
 # Both networks run the same operators on the same numbers; a scale of another size shows by far more.
 _TOLERANCE, _TOLERANCE_OF_HALVES = 1e-5, 2e-2
-_MOST_TRIED = 8
+MOST_TRIED = 8
 _INSTEAD = "structprune.save and structprune.load keep a pruned model of any sizes"
 
 
@@ -73,7 +73,7 @@ def fit_config(pruned: nn.Module, example_inputs: Any = None) -> list[ConfigChan
         raise ModelError(f"{name} cannot be built as {name}(config), or has other parameters then. {_INSTEAD}.")
     calls = [call.mapped(_random) for call in Session(pruned, example_inputs).examples]
     refused = ""
-    for values in islice(search.solutions(), _MOST_TRIED):
+    for values in islice(search.solutions(), MOST_TRIED):
         reason = _difference(pruned, values, calls)
         if reason is None:
             return _commit(pruned, values)
@@ -117,7 +117,7 @@ def _difference(pruned: Any, values: Values, calls: Invocations) -> str | None:
     kind, config = type(pruned), changed(pruned.config, values)
     sizes = build_sizes(kind, config)
     try:
-        again = _saved_and_read(config)
+        again = saved_and_read(config)
     except Exception as error:  # a config may check itself in any way
         return f"its config cannot be read again with them ({type(error).__name__}: {error})"
     if sizes is None or sizes != build_sizes(kind, again):
@@ -139,7 +139,7 @@ def _difference(pruned: Any, values: Values, calls: Invocations) -> str | None:
     return None
 
 
-def _saved_and_read(config: Any) -> Any:
+def saved_and_read(config: Any) -> Any:
     """What is left of a config that went through its own file format, where it has one."""
     if callable(getattr(config, "to_json_string", None)) and callable(getattr(config, "from_dict", None)):
         return type(config).from_dict(json.loads(config.to_json_string()))

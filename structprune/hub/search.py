@@ -85,7 +85,7 @@ class Search:
             self._steps = [s for s in steps if self._matters(s)]
             complete = {frozenset(changes.items()): changes for changes in self._complete({})}
             refined = [self._without_idle(each) for changes in complete.values() for each in self._refined(changes)]
-            ranked = sorted(refined, key=lambda c: (self._differing(c), len(c)))
+            ranked = sorted(refined, key=lambda c: (self.differing(c), len(c)))
             self._pins = {}
             yield from ranked
 
@@ -169,7 +169,7 @@ class Search:
         for field, value in self._steps:
             more = {**changes, field: value}
             if field not in changes and self.gaps(more) == {} and self.built(more) != self.built(changes):
-                if self._differing(more) <= self._differing(changes):
+                if self.differing(more) <= self.differing(changes):
                     yield from self._refined(more)
                     return
 
@@ -184,7 +184,8 @@ class Search:
         self._pins = pins
         return needed
 
-    def _differing(self, changes: Values) -> int:
+    def differing(self, changes: Values) -> int:
+        """How many numbers that modules hold would not be those of the pruned model."""
         built = self.built(changes)
         return sum(1 for k, v in self.wanted.held.items() if built is None or built.held.get(k) != v)
 

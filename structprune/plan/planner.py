@@ -183,7 +183,8 @@ def plain_settings(settings: Settings) -> dict[str, Any]:
     plain["target"] = settings.target.asked if settings.target else None
     plain["finer"] = list(settings.finer) if settings.finer else None
     channels = {name: list(indices) for name, indices in plain.pop("channels").items()}
-    plain.pop("progress")
+    for name in ("progress", "loadable"):  # what comes of them is in the plan
+        plain.pop(name)
     plain["rules"] = settings.rules.added if settings.rules else []
     return {**plain, "ignore": list(settings.ignore), **({"channels": channels} if channels else {})}
 

@@ -94,6 +94,10 @@ class PruningOptions(TypedDict, total=False):
             held): channels are chosen by the error that is left once the weights that read them are fitted anew to
             what the dense network gives for these batches, and the weights are so fitted. Some hundred samples
             are enough; labels are not needed (default: none, no data).
+        loadable: Whether a config of the model's class has to have the sizes that are left, so that ``from_pretrained``
+            builds the pruned model after ``structprune.fit_config``: where the class refuses a number of heads, the
+            nearest that it accepts goes, and a note says so. With a target only the note says that none does (default:
+            with ``uniform``, if the model has such a config).
         round_to: Widths that are left. ``"auto"`` (default): a width that is a multiple of 8 and at least 64
             stays a multiple of 8; an int: every width becomes a multiple of it where it can; 1: off.
         ignore: Modules or parameters whose channels stay: patterns of their names, or the objects (default: none).
@@ -119,6 +123,7 @@ class PruningOptions(TypedDict, total=False):
     ignore: Pattern | Sequence[Pattern]
     keep_representation: bool
     allow_untraced: bool
+    loadable: bool
     progress: bool | None
     rules: Registry
 
@@ -162,6 +167,7 @@ class Settings:
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rules: Registry | None = None
     progress: bool | None = None
+    loadable: bool | None = None
 
     def most_of(self, group: Group) -> float | None:
         """The largest share that a group may lose, that of the layer which may lose least; ``None``: no limit."""
@@ -229,6 +235,7 @@ def read_settings(ratio: Any, granularity: Any, model: nn.Module, options: Mappi
         calibrate=calibrate,
         target=target,
         rules=read_rules(options.get("rules")),
+        loadable=None if options.get("loadable") is None else bool(options["loadable"]),
         progress=None if options.get("progress") is None else bool(options["progress"]),
     )
 

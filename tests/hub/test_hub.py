@@ -219,6 +219,70 @@ def test_a_scale_that_would_be_computed_anew(how: str, message: str | None) -> N
     assert small.config.width == 16
 
 
+class HeadsConfig(Config):
+    """Refuses heads that do not divide the hidden size, when it is made as a file would make it."""
+
+    def to_json_string(self) -> str:
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> HeadsConfig:
+        if values["hidden"] % values["heads"]:
+            raise ValueError(f"hidden={values['hidden']} is no multiple of heads={values['heads']}")
+        return cls(**values)
+
+
+class Headed(nn.Module):
+    """Attention whose heads have a width of their own."""
+
+    def __init__(self, config: HeadsConfig) -> None:
+        super().__init__()
+        self.config, self.heads, self.width = config, config.heads, config.width
+        inner = config.heads * config.width
+        self.embed, self.head = nn.Linear(5, config.hidden), nn.Linear(config.hidden, 3)
+        self.q, self.k, self.v = (nn.Linear(config.hidden, inner) for _ in range(3))
+        self.out = nn.Linear(inner, config.hidden)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        b, n, _ = x.shape
+        q, k, v = (f(x).view(b, n, self.heads, self.width).transpose(1, 2) for f in (self.q, self.k, self.v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(x + self.out(mixed))
+
+
+def test_a_number_of_heads_that_the_config_refuses_is_changed_to_the_nearest() -> None:
+    model, x = Headed(HeadsConfig(heads=8, width=4, hidden=32)).eval(), torch.randn(1, 6, 5)
+    options: dict[str, Any] = {"example_inputs": x, "round_to": 1}
+    refused: Any = structprune.prune_model(model, 0.4, loadable=False, uniform=True, **options)
+    assert refused.heads == 5
+    with pytest.raises(ModelError, match=r"hidden=32 is no multiple of heads=5"):
+        structprune.fit_config(refused, x)
+    for asked in ({"uniform": True}, {"loadable": True}):
+        small: Any = structprune.prune_model(model, 0.4, **asked, **options)
+        assert [str(change) for change in structprune.fit_config(small, x)] == ["heads: 8 -> 4"]
+        (note,) = (n for n in structprune.plan_of(small).notes if n.startswith("loadable"))
+        assert note.startswith("loadable: 4 of 8 heads go in place of 3 (q.weight): without 3, its config cannot be")
+        assert structprune.prove(model, small, x)
+    # What loads stays as it is, and a model without a config is no matter.
+    half = structprune.plan_pruning(model, 0.5, loadable=True, **options)
+    assert not any("loadable" in note for note in half.notes) and half.kept["q.weight"]
+    del model.config
+    assert structprune.plan_pruning(model, 0.4, loadable=True, **options).shape_left("q.weight") == (20, 32)
+
+
+def test_with_a_target_a_note_says_that_no_config_has_the_sizes() -> None:
+    model, x = Headed(HeadsConfig(heads=8, width=4, hidden=32)).eval(), torch.randn(1, 6, 5)
+    options: dict[str, Any] = {"params": 0.75, "importance": "l2", "example_inputs": x, "round_to": 1}
+    plan = structprune.plan_pruning(model, loadable=True, **options)
+    assert plan.kept == structprune.plan_pruning(model, **options).kept
+    assert plan.shape_left("q.weight") == (4 * 5, 32)
+    assert plan.notes[-1] == (
+        "loadable: no config has these sizes: its config cannot be read again (ValueError: hidden=32 is no multiple of "
+        "heads=5)"
+    )
+
+
 def test_what_has_no_config() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     small: Any = structprune.prune_model(model, 0.5, example_inputs=torch.randn(1, 4))
