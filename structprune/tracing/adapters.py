@@ -17,7 +17,7 @@ def adapted(model: nn.Module) -> tuple[str, ...]:
     """What the names of adapters' weights begin with: peft's layers list the attributes that hold them."""
     found = []
     for path, module in walk(model):
-        listed = getattr(module, "adapter_layer_names", ())
+        listed = getattr(type(module), "adapter_layer_names", ())
         if isinstance(listed, tuple):
             found += [f"{path}.{name}." if path else f"{name}." for name in listed if isinstance(name, str)]
     return tuple(found)
