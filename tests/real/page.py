@@ -20,7 +20,8 @@ _ADVICE = """\
 ## Which to take
 
 1. Some hundred inputs of the kind that the network is for: `macs=..., calibrate=batches`.
-2. No inputs: a target, such as `macs=0.9`, and nothing else. It takes predicted errors, and makes up for means.
+2. No inputs: a target, such as `macs=0.9`, and nothing else. It takes predicted errors, and makes up for means; below
+   0.7 of the MACs `compensate=False` is right as often here, and less sure of what is wrong.
 3. A few widths less, where memory formats do not matter: `round_to=1` besides.
 4. To fine-tune for long afterwards: a ratio, by magnitude, is what the paper has; all of these start from less loss.
 5. `recalibrate` is for networks that were cut by other means.
