@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from structprune.errors import StructPruneError, brief
+from structprune.errors import StructPruneError
 from structprune.hub.fields import changed, is_config
 from structprune.hub.fit import MOST_TRIED, saved_and_read
 from structprune.hub.search import Search, build_sizes
@@ -48,8 +48,8 @@ def loadable(plan: Plan, model: nn.Module, again: Again | None) -> Plan:
     if heads and again is not None:
         width, asked = heads[0].width, heads[0].removed
         alike = [group for group in heads if (group.width, group.removed) == (width, asked)]
-        # The nearest first; of two the one that keeps more.
-        for other in sorted(set(range(width)) - {asked}, key=lambda number: (abs(number - asked), number)):
+        # The nearest first; of two the one that keeps more, but rather a cut than none: one was asked for.
+        for other in sorted(set(range(width)) - {asked}, key=lambda number: (abs(number - asked), not number, number)):
             shares = {name: other / width for group in alike for name in group.producers}
             try:
                 found = again(shares)
@@ -80,7 +80,8 @@ def refusal(plan: Plan, model: nn.Module) -> str:
             config = changed(small.config, values)
             again = saved_and_read(config)
         except Exception as error:  # a config may check itself in any way
-            refused = refused or f"its config cannot be read again ({brief(error)})"
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            refused = refused or f"its config cannot be read again ({said})"
             continue
         if build_sizes(type(small), again) == build_sizes(type(small), config) is not None:
             return ""

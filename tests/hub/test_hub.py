@@ -264,6 +264,9 @@ def test_a_number_of_heads_that_the_config_refuses_is_changed_to_the_nearest() -
         (note,) = (n for n in structprune.plan_of(small).notes if n.startswith("loadable"))
         assert note.startswith("loadable: 4 of 8 heads go in place of 3 (q.weight): without 3, its config cannot be")
         assert structprune.prove(model, small, x)
+    # Of four heads three cannot stay: as near are four and two, and heads were asked for.
+    few = Headed(HeadsConfig(heads=4, width=8, hidden=32)).eval()
+    assert structprune.plan_pruning(few, 0.25, loadable=True, **options).shape_left("q.weight") == (16, 32)
     # What loads stays as it is, and a model without a config is no matter.
     half = structprune.plan_pruning(model, 0.5, loadable=True, **options)
     assert not any("loadable" in note for note in half.notes) and half.kept["q.weight"]
