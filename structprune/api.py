@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from structprune.hub.loadable import has_config, loadable
 from structprune.ir.registry import Registry, read_rules
 from structprune.ir.slices import Mask
 from structprune.meta.forward import collection_paused
@@ -126,17 +125,7 @@ def plan_pruning(
     """
     check_model(model)
     weights = held_tensors(model)
-    settings = read_settings(ratio, granularity, model, options)
-    plan = make_plan(model, weights, settings, example_inputs)
-    wanted = settings.uniform if settings.loadable is None else settings.loadable
-    if not (wanted and has_config(model)):
-        return plan
-
-    def again(shares: Mapping[str, float]) -> Plan:
-        otherwise = settings.ratio if isinstance(settings.ratio, Mapping) else {"*": settings.ratio}
-        return make_plan(model, weights, replace(settings, ratio={**shares, **otherwise}), example_inputs)
-
-    return loadable(plan, model, None if settings.target else again)
+    return make_plan(model, weights, read_settings(ratio, granularity, model, options), example_inputs)
 
 
 @ordinary_tensors()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from structprune.compensate.compensation import check_compensable, compensated
 from structprune.compensate.lanes import together
 from structprune.compensate.reconstruction import reconstructed
+from structprune.hub.loadable import loadable
 from structprune.meta.forward import collection_paused
 from structprune.meta.replica import held_tensors
 from structprune.plan.plan import Plan
@@ -60,12 +62,21 @@ def _made(model: nn.Module, weights: Mapping[str, torch.Tensor], settings: Setti
         plan = planner.plan(settings)
     else:
         plan = search(planner, settings, settings.target, cost)
+    if settings.uniform if settings.loadable is None else settings.loadable:
+        plan = loadable(plan, model, None if settings.target else partial(_with_shares, planner, settings))
     examples = planner.examples
     del planner  # and what it measured
     if settings.calibrate:
         gc.collect()  # of circles too: second moments are large
         return reconstructed(plan, model, examples, settings.calibrate, settings.progress)
     return compensated(plan, model, examples, settings.compensate) if settings.compensate else plan
+
+
+def _with_shares(planner: Planner, settings: Settings, shares: Mapping[str, float]) -> Plan:
+    """A plan in which these layers lose other shares."""
+    given = settings.ratio if isinstance(settings.ratio, Mapping) else {"*": settings.ratio}
+    otherwise = {pattern: ratio for pattern, ratio in given.items() if pattern not in shares}
+    return planner.plan(replace(settings, ratio={**shares, **otherwise}))
 
 
 def measured(plan: Plan, model: nn.Module, options: TrialOptions) -> MeasuredSensitivity:

@@ -82,9 +82,9 @@ def reconstructed(
     except DiffersError as error:
         raise ModelError(f"calibrate: the cut network cannot be followed: {error}") from error
     places = Vectors(space, roots, dense)
-    solver = _Solver(model, cut_copy(model, plan.cut), plan, dense, targets, places)
-    replay = Replay(dense, space, roots, None, present, solver, any_numbers=bool(plan.row_scales))
-    with progress_bar(progress, len(targets.found)) as solver.advance:
+    with progress_bar(progress, len(targets.found)) as advance:
+        solver = _Solver(model, cut_copy(model, plan.cut), plan, dense, targets, places, advance)
+        replay = Replay(dense, space, roots, None, present, solver, any_numbers=bool(plan.row_scales))
         _run_cut(solver, call, labels, replay, present)
     return solver.result(targets.skipped)
 
@@ -108,10 +108,17 @@ class _Solver:
     """Runs the cut network on all batches, and solves each contraction before it runs."""
 
     def __init__(
-        self, dense: nn.Module, model: nn.Module, plan: Plan, record: Record, targets: Targets, vectors: Vectors
+        self,
+        dense: nn.Module,
+        model: nn.Module,
+        plan: Plan,
+        record: Record,
+        targets: Targets,
+        vectors: Vectors,
+        advance: Advance,
     ) -> None:
         self.model = model
-        self.advance: Advance
+        self._advance = advance
         self._plan = plan
         self._dense = held_tensors(dense)
         self._tensors = held_tensors(model)
@@ -129,9 +136,9 @@ class _Solver:
         """Run an operator; ``node`` is the dense network's run of it."""
         target = self._targets.found.pop(node.index, None)  # they are large
         if target is not None:
-            self.advance("calibrate: weights", 0)
+            self._advance("calibrate: weights", 0)
             self._solve(node, op, target, args, kwargs)
-            self.advance("calibrate: weights", 1)
+            self._advance("calibrate: weights", 1)
         out = run_on_all(op, args, kwargs)
         for number, tensor in enumerate(op.results(args, kwargs, out)):
             if (node.index, number) in self._wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -22,11 +23,6 @@ from structprune.surgery.slicing import cut_copy
 Again = Callable[[Mapping[str, float]], Plan]
 
 
-def has_config(model: nn.Module) -> bool:
-    """Whether a model carries a config that it is built from."""
-    return is_config(getattr(model, "config", None))
-
-
 def loadable(plan: Plan, model: nn.Module, again: Again | None) -> Plan:
     """The plan if a config of the model's class has its sizes, else the nearest of which that is so.
 
@@ -35,13 +31,13 @@ def loadable(plan: Plan, model: nn.Module, again: Again | None) -> Plan:
 
     Args:
         plan: The plan.
-        model: The dense model, with its config; it may be on the meta device.
+        model: The dense model; it may be on the meta device. One without a config needs none.
         again: Makes another plan; ``None``: only a note says that there is no such config.
 
     Returns:
         A plan, with a note if it is another one, or if none was found.
     """
-    refused = refusal(plan, model)
+    refused = refusal(plan, model) if is_config(getattr(model, "config", None)) else ""
     if not refused:
         return plan
     heads = [group for group in plan.groups if group.removed and _is_whole(group, plan)]
@@ -50,7 +46,7 @@ def loadable(plan: Plan, model: nn.Module, again: Again | None) -> Plan:
         alike = [group for group in heads if (group.width, group.removed) == (width, asked)]
         # The nearest first; of two the one that keeps more, but rather a cut than none: one was asked for.
         for other in sorted(set(range(width)) - {asked}, key=lambda number: (abs(number - asked), not number, number)):
-            shares = {name: other / width for group in alike for name in group.producers}
+            shares = {glob.escape(name): other / width for group in alike for name in group.producers}
             try:
                 found = again(shares)
             except StructPruneError:

@@ -53,8 +53,8 @@ def rank_interpretations(
     tables, questions, modules = _tables(session, graph), ambiguous_interpretations(graph), _modules(graph)
     ranking = dict(questions)
     unsettled: dict[str, dict[str, tuple[str, ...]]] = {}
-    # By module: interpretations that are out.
-    out: dict[frozenset[str], set[str]] = {}
+    # What is asked in the same way in the same modules is answered alike: interpretations that are out.
+    out: dict[tuple[str, frozenset[str]], set[str]] = {}
     now: _Sketched | None = None
 
     def rank(key: str) -> None:
@@ -63,7 +63,7 @@ def rank_interpretations(
         if unsettled.pop(key, None) == beside:
             return
         refused = out.setdefault(modules[key], set())
-        asked = [r for r in questions[key] if r not in refused]
+        asked = [r for r in questions[key] if r not in refused] or questions[key]
         known = {
             # What the decisions give is known, as a rule.
             r: now
@@ -171,11 +171,14 @@ def ambiguous_interpretations(graph: DependencyGraph) -> dict[str, tuple[str, ..
     return found
 
 
-def _modules(graph: DependencyGraph) -> dict[str, frozenset[str]]:
-    """By question: the modules whose operators it is asked of."""
+def _modules(graph: DependencyGraph) -> dict[str, tuple[str, frozenset[str]]]:
+    """By question and source line: the question, and the modules whose operators it is asked of."""
+    asked: dict[str, str] = {}
     found: dict[str, set[str]] = {}
     for record in graph.records:
         for node in record.nodes:
             for question in node.choices:
-                found.setdefault(question_key(node, question), set()).add(node.module)
-    return {key: frozenset(modules) for key, modules in found.items()}
+                key = question_key(node, question)
+                asked[key] = question
+                found.setdefault(key, set()).add(node.module)
+    return {key: (asked[key], frozenset(modules)) for key, modules in found.items()}

@@ -346,8 +346,8 @@ def by_output(reader: Reader) -> tuple[torch.Tensor, torch.Tensor]:
     """
     weight = reader.other.detach().double().cpu()
     if reader.out_dim is None:
-        taps = weight.movedim(reader.other_dim, 0).flatten(1)
-        return taps.square().sum(1)[None], taps.square().sum(1)[None]
+        squares = weight.square().movedim(reader.other_dim, 0).flatten(1).sum(1)[None]
+        return squares, squares
     ends = reader.out_dim, reader.other_dim
     taps = weight.permute(*ends, *(d for d in range(weight.ndim) if d not in ends))
     taps = taps.reshape(*taps.shape[:2], -1)

@@ -12,8 +12,8 @@ PACKAGE = Path(structprune.__file__).parent
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 # Every room may import those before it; the order of the data.
 ORDER = (
-    "compat errors progress inputs ir ops meta measure tracing select surgery resolve plan verify compensate planning "
-    "checkpoint hub api demo rules"
+    "compat errors progress inputs ir ops meta measure tracing select surgery resolve plan verify compensate hub "
+    "planning checkpoint api demo rules"
 ).split()
 # These use public names alone.
 ABOVE = ("report", "transfer")
